@@ -1,0 +1,155 @@
+"""The only door to PostgreSQL: a pool, transactions, named statements from .sql files, and our errors for the driver's."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+import psycopg_pool
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import namedtuple_row
+
+from orchestrator.errors import DatabaseError, InputError, StorageFullError
+
+log = logging.getLogger(__name__)
+
+Row = Any  # a named tuple with the columns of its statement
+Connection = psycopg.AsyncConnection[Row]
+
+SQL_FILES = ("queries.sql", "ledger.sql", "knowledge/queries.sql")
+
+_NEXT_STEP = "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` says what is wrong."
+_NAME = re.compile(r"^-- name: ([\w-]+)[ \t]*$", re.MULTILINE)
+
+
+def statement(name: str) -> str:
+    """The statement that stands under ``-- name: <name>`` in one of the package's .sql files."""
+    return _statements()[name]
+
+
+@cache
+def _statements() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in SQL_FILES:
+        parts = _NAME.split(files("orchestrator").joinpath(file).read_text("utf-8"))
+        for name, text in zip(parts[1::2], parts[2::2], strict=True):
+            if name in found:
+                raise ValueError(f"two statements are named {name}; the second is in {file}")
+            found[name] = text.strip()
+    return found
+
+
+class Database:
+    """A pool of connections to one PostgreSQL database. Rows come back as named tuples, times in UTC."""
+
+    def __init__(self, pool: psycopg_pool.AsyncConnectionPool[Connection], url: str) -> None:
+        self._pool = pool
+        self._url = url
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, pool_size: int = 8) -> AsyncIterator[Database]:
+        """A database for the length of the block. Raises DatabaseError when it cannot be reached; never shows the password."""
+        with _mapped(url):
+            # The pool would retry in the background for its whole timeout; one plain attempt tells at once what is wrong.
+            probe = await psycopg.AsyncConnection.connect(url, connect_timeout=10)
+            await probe.close()
+        pool: psycopg_pool.AsyncConnectionPool[Connection] = psycopg_pool.AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=max(pool_size, 1),
+            open=False,
+            timeout=30,
+            kwargs={"autocommit": True, "row_factory": namedtuple_row, "application_name": "orchestrator"},
+            configure=_configure,
+            check=psycopg_pool.AsyncConnectionPool.check_connection,  # after a restart of PostgreSQL, dead ones are replaced
+        )
+        with _mapped(url):
+            await pool.open()
+        try:
+            yield cls(pool, url)
+        finally:
+            await pool.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """One transaction on one connection: commits at the end, rolls back when the block raises.
+
+        Driver errors leave the block as DatabaseError, StorageFullError or InputError.
+        """
+        async with self.session() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Connection]:
+        """One connection on which each statement is a transaction of its own; errors are mapped as in ``transaction``."""
+        with _mapped(self._url):
+            async with self._pool.connection() as connection:
+                yield connection
+
+    async def fetch(self, query: str, /, **values: Any) -> list[Row]:
+        """All rows of one statement that is a transaction of its own: a single round trip."""
+        async with self.session() as connection:
+            return await (await connection.execute(query, values)).fetchall()
+
+    async def fetch_one(self, query: str, /, **values: Any) -> Row | None:
+        """The first row of one statement that is a transaction of its own; None when there is none."""
+        async with self.session() as connection:
+            return await (await connection.execute(query, values)).fetchone()
+
+
+async def copy_rows(
+    connection: Connection, query: str, rows: Iterable[Sequence[Any]], types: Sequence[str] | None = None
+) -> None:
+    """Runs ``copy ... from stdin`` with these rows; ``types`` are needed for (and only for) ``format binary``."""
+    async with connection.cursor() as cursor, cursor.copy(query) as copy:
+        if types:
+            copy.set_types(types)
+        for row in rows:
+            await copy.write_row(row)
+
+
+async def _configure(connection: Connection) -> None:
+    # JIT costs more than any of our statements; times come back in UTC whatever the server's zone is.
+    await connection.execute("select set_config('jit', 'off', false), set_config('TimeZone', 'UTC', false)")
+
+
+@contextmanager
+def _mapped(url: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.DiskFull as error:
+        raise StorageFullError(
+            f"PostgreSQL has no space left: {_said(error, url)} Free space on its disk; what was acknowledged is kept."
+        ) from error
+    except (psycopg.DataError, UnicodeEncodeError) as error:
+        raise InputError(f"PostgreSQL cannot hold this value: {_said(error, url)}") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise DatabaseError(f"the database at {_place(url)} does not serve: {_said(error, url)} {_NEXT_STEP}") from error
+    except psycopg.Error as error:
+        raise DatabaseError(f"PostgreSQL refused a statement: {_said(error, url)}") from error
+
+
+def _place(url: str) -> str:
+    """Host and database of a connection string, without user and password."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.Error:
+        return "ORCHESTRATOR_DATABASE_URL"
+    return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+
+
+def _said(error: Exception, url: str) -> str:
+    """What the driver said, as one sentence, without the password."""
+    try:
+        secret = str(conninfo_to_dict(url).get("password") or "")
+    except psycopg.Error:  # the driver quotes the part that it cannot parse, which may hold the password
+        return "the connection string is malformed; its form is postgresql://user:password@host:port/database."
+    text = " ".join(str(error).split())
+    return (text.replace(secret, "***") if secret else text).rstrip(".") + "."

@@ -1,0 +1,36 @@
+-- name: lock
+select pg_advisory_xact_lock(hashtextextended('orchestrator-ledger:' || %(tenant)s, 0));
+
+-- name: head
+select seq, hash from ledger_heads where tenant = %(tenant)s;
+
+-- name: insert
+insert into answers (tenant, seq, answer_id, kind, at, payload, prev_hash, hash)
+values (%(tenant)s, %(seq)s, %(answer_id)s, %(kind)s, %(at)s, %(payload)s, %(prev_hash)s, %(hash)s);
+
+-- name: move_head
+insert into ledger_heads (tenant, seq, hash) values (%(tenant)s, %(seq)s, %(hash)s)
+on conflict (tenant) do update set seq = excluded.seq, hash = excluded.hash;
+
+-- name: keep_prompts
+insert into prompts (digest, name, body) values (%(digest)s, %(name)s, %(body)s) on conflict do nothing;
+
+-- name: keep_contracts
+insert into contracts (digest, name, body) values (%(digest)s, %(name)s, %(body)s) on conflict do nothing;
+
+-- name: show
+select seq, kind, at, payload, hash from answers where answer_id = %(answer_id)s order by seq;
+
+-- name: list
+select i.answer_id, i.at, i.payload as intent, o.payload as outcome
+from answers i
+left join answers o on o.tenant = i.tenant and o.answer_id = i.answer_id and o.kind = 'outcome'
+where i.tenant = %(tenant)s and i.kind = 'intent'
+order by i.seq desc
+limit %(limit)s;
+
+-- name: scan
+select seq, answer_id, kind, at, payload, prev_hash, hash from answers
+where tenant = %(tenant)s and seq > %(after)s
+order by seq
+limit %(limit)s;

@@ -1,0 +1,380 @@
+"""One query from left to right: plan, search, compose, generate, check, record. Query in, events out, the last one the Answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from orchestrator.check import AnswerStream, Checked, check_output, refusal
+from orchestrator.compose import Composition, compose_messages
+from orchestrator.contract import Contract
+from orchestrator.errors import (
+    AdapterUnavailableError,
+    ContractError,
+    InputError,
+    OrchestratorError,
+    StreamBrokenError,
+    TooLargeError,
+)
+from orchestrator.ledger import Record, intent_record, outcome_record
+from orchestrator.prompts import Catalogue
+from orchestrator.protocols import Embedder, Engine, Store, Tokens
+from orchestrator.router import Router
+from orchestrator.settings import Settings
+from orchestrator.types import Adapter, Answer, Completion, Delta, Event, Generation, Passage, Plan, Query, Usage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who answers: an engine, the model's name there, and the adapter that is proven active under it (None: the base)."""
+
+    engine: Engine
+    model: str
+    adapter: Adapter | None = None
+    degraded: str | None = None
+
+
+class Serving(Protocol):
+    """Finds who answers for an adapter."""
+
+    async def resolve(self, adapter: str | None) -> Served:
+        """Raises AdapterUnavailableError when the adapter is not proven active; the base never stands in silently."""
+        ...
+
+    def forget(self, adapter: str | None) -> None:
+        """The engine did not know the adapter: look again next time."""
+        ...
+
+
+class Recorder(Protocol):
+    """Keeps the records of answers; Ledger is the real one."""
+
+    def put(self, record: Record) -> asyncio.Future[None]:
+        """Hands over a record without waiting."""
+        ...
+
+    async def write(self, record: Record) -> None:
+        """Returns when the record is durable. Raises LedgerError."""
+        ...
+
+    async def flush(self) -> None:
+        """Waits until everything handed over is durable or has failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Everything that a query passes through."""
+
+    settings: Settings
+    catalogue: Catalogue
+    router: Router
+    embedder: Embedder
+    store: Store
+    serving: Serving
+    ledger: Recorder
+    tokens: Tokens | None = None
+
+    async def plan(self, query: Query) -> Plan:
+        """What would be done with the query, without doing it."""
+        plan, _ = await self._plan(query, Clock())
+        return plan
+
+    async def search(self, query: Query) -> tuple[Passage, ...]:
+        """The passages for a query, without asking a model."""
+        check_query(query, self.settings)
+        (vector,) = await self.embedder.embed([query.text])
+        collection = query.collection or self.settings.collection
+        return tuple(
+            await self.store.search(query.text, vector, collection=collection, k=query.k or 10, as_of=query.as_of)
+        )
+
+    async def ask(self, query: Query) -> Answer:
+        """The checked answer."""
+        async with aclosing(self.stream(query)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
+        raise StreamBrokenError("the pipeline ended without an answer", answer_id=query.id)
+
+    async def stream(self, query: Query) -> AsyncIterator[Event]:
+        """The plan, the answer's text as it is generated, and the checked Answer; each error carries the answer's id."""
+        clock = Clock()
+        run = Run(query)
+        try:
+            deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_s
+            async with aclosing(self._steps(query, clock, run)) as events:
+                while True:
+                    async with asyncio.timeout_at(deadline):  # around each step, never across a yield to the caller
+                        event = await anext(events, None)
+                    if event is None:
+                        return
+                    yield event
+        except OrchestratorError as error:
+            error.answer_id = query.id
+            await self._fail(run, clock, error)
+            raise
+        except TimeoutError as error:
+            failure = StreamBrokenError(
+                f"no answer within {self.settings.request_timeout_s:.0f} s; raise ORCHESTRATOR_REQUEST_TIMEOUT_S",
+                answer_id=query.id,
+            )
+            await self._fail(run, clock, failure)
+            raise failure from error
+        except (asyncio.CancelledError, GeneratorExit):
+            if run.recorded and not run.closed:
+                self.ledger.put(outcome_record(query, "cancelled", run.delivered, run.usage, clock.marks))
+            raise
+
+    async def _steps(self, query: Query, clock: Clock, run: Run) -> AsyncIterator[Event]:
+        check_query(query, self.settings)
+        plan, vector = await self._plan(query, clock)
+        if plan.action != "answer":
+            reply = self.catalogue.route(plan.route).reply or ""
+            await self.ledger.write(intent_record(query, plan))
+            run.recorded = True
+            yield plan
+            yield Delta(reply)
+            yield await self._close(run, clock, Answer(query.id, reply, None, (), plan))
+            return
+        passages = await self._find(query, plan, vector, clock)
+        contract = self.catalogue.contract(plan.contract or "")
+        if plan.retrieves and not passages:
+            await self.ledger.write(intent_record(query, plan))
+            run.recorded = True
+            yield plan
+            nothing = refusal(contract, ("no_passages",))
+            yield Delta(nothing.text)
+            yield await self._close(
+                run, clock, Answer(query.id, nothing.text, nothing.data, (), plan, flags=nothing.flags)
+            )
+            return
+        served = await self._serve(plan)
+        composition = await self._compose(query, plan, passages, served)
+        clock.mark("compose")
+        generation = Generation(
+            model=served.model,
+            messages=composition.messages,
+            max_tokens=plan.max_tokens,
+            temperature=plan.temperature,
+            seed=plan.seed,
+            schema=contract.engine_schema(len(composition.passages)),
+        )
+        prompt = self.catalogue.prompt(plan.prompt or "")
+        await self.ledger.write(
+            intent_record(query, plan, composition.passages, prompt, contract, generation, served.adapter, served.degraded)
+        )
+        run.recorded = True
+        yield plan
+        async for event in self._generate(run, clock, plan, contract, composition, served, generation):
+            yield event
+
+    async def _generate(
+        self,
+        run: Run,
+        clock: Clock,
+        plan: Plan,
+        contract: Contract,
+        composition: Composition,
+        served: Served,
+        generation: Generation,
+    ) -> AsyncIterator[Event]:
+        answer_text = AnswerStream(contract)
+        shown = ""
+        completion: Completion | None = None
+        async with aclosing(self._ask_engine(served, generation, plan)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                if isinstance(piece, Completion):
+                    completion = piece
+                    continue
+                if not run.delivered:
+                    clock.mark("first_token")
+                run.delivered += piece
+                text = answer_text.feed(piece)
+                if text:
+                    shown += text
+                    yield Delta(text)
+        clock.mark("generate")
+        if completion is None:
+            raise StreamBrokenError("the engine's stream ended before it was complete; ask again")
+        run.usage = completion.usage
+        checked = _check(contract, completion, composition)
+        clock.mark("check")
+        if checked.text.startswith(shown) and len(checked.text) > len(shown):
+            yield Delta(checked.text[len(shown) :])
+        yield await self._close(
+            run,
+            clock,
+            Answer(
+                id=run.query.id,
+                text=checked.text,
+                data=checked.data,
+                citations=checked.citations,
+                plan=plan,
+                passages=composition.passages,
+                adapter=served.adapter.served_name if served.adapter else None,
+                model=served.model,
+                degraded=served.degraded,
+                flags=checked.flags,
+                finish_reason=completion.finish_reason,
+                usage=completion.usage,
+            ),
+        )
+
+    async def _plan(self, query: Query, clock: Clock) -> tuple[Plan, Sequence[float] | None]:
+        vector: Sequence[float] | None = None
+        plan = self.router.plan(query)
+        needs_vector = plan.retrieves or (query.route is None and not plan.reason.startswith("rule"))
+        if needs_vector:
+            (vector,) = await self.embedder.embed([query.text])
+            clock.mark("embed")
+            plan = self.router.plan(query, vector)
+        clock.mark("plan")
+        return plan, vector
+
+    async def _find(
+        self, query: Query, plan: Plan, vector: Sequence[float] | None, clock: Clock
+    ) -> tuple[Passage, ...]:
+        if not plan.retrieves or vector is None:
+            return ()
+        passages = await self.store.search(
+            query.text, vector, collection=plan.collection or "", k=plan.k, as_of=plan.as_of
+        )
+        clock.mark("search")
+        return tuple(passages)
+
+    async def _serve(self, plan: Plan) -> Served:
+        try:
+            return await self.serving.resolve(plan.adapter)
+        except AdapterUnavailableError as error:
+            if not plan.degrade:
+                raise
+            base = await self.serving.resolve(None)
+            return replace(base, degraded=f"answered by the base model with the schema: {error.message}")
+
+    async def _ask_engine(
+        self, served: Served, generation: Generation, plan: Plan
+    ) -> AsyncIterator[str | Completion]:
+        """The engine's stream; an engine that lost the adapter gets it back once, before the first token."""
+        started = False
+        try:
+            async with aclosing(served.engine.stream(generation)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    started = True
+                    yield piece
+            return
+        except AdapterUnavailableError:
+            self.serving.forget(plan.adapter)
+            if started or served.adapter is None:
+                raise
+        again = await self.serving.resolve(plan.adapter)
+        if again.adapter is None or again.adapter.digest != (served.adapter and served.adapter.digest):
+            raise AdapterUnavailableError(f"adapter {plan.adapter!r} changed while the question was asked; ask again")
+        async with aclosing(again.engine.stream(generation)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
+
+    async def _compose(
+        self, query: Query, plan: Plan, passages: Sequence[Passage], served: Served
+    ) -> Composition:
+        route = self.catalogue.route(plan.route)
+        prompt = self.catalogue.prompt(plan.prompt or "")
+        history = query.history[-route.history_turns :] if route.history_turns else ()
+        budget = min(plan.budget_tokens, self.settings.engine_max_len - plan.max_tokens)
+
+        def compose(count: Callable[[str], int]) -> Composition:
+            return compose_messages(
+                prompt, query.text, passages, count=count, budget_tokens=budget, history=history
+            )
+
+        if self.tokens is not None:
+            return await asyncio.to_thread(compose, self.tokens.count)
+        texts: list[str] = []  # a remote engine counts: collect what compose asks for, count it there, compose again
+        compose(lambda text: texts.append(text) or 0)  # type: ignore[func-returns-value]
+        counts = await asyncio.gather(
+            *(served.engine.count_tokens([{"role": "user", "content": text}], served.model) for text in texts)
+        )
+        return compose(dict(zip(texts, counts, strict=True)).__getitem__)
+
+    async def _close(self, run: Run, clock: Clock, answer: Answer) -> Answer:
+        clock.mark("total", since_start=True)
+        answer = replace(answer, timings_ms=dict(clock.marks))
+        await self.ledger.write(
+            outcome_record(run.query, "complete", run.delivered, answer.usage, clock.marks, answer=answer)
+        )
+        run.closed = True
+        logger.info("answer %s route=%s total_ms=%.0f", answer.id, answer.route, clock.marks["total"])
+        return answer
+
+    async def _fail(self, run: Run, clock: Clock, error: OrchestratorError) -> None:
+        if not run.recorded or run.closed:
+            return
+        run.closed = True
+        outcome = "partial" if run.delivered else "failed"
+        record = outcome_record(run.query, outcome, run.delivered, run.usage, clock.marks, error=error)  # type: ignore[arg-type]
+        self.ledger.put(record)
+        await self.ledger.flush()
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of a query while it runs: the one mutable value, private to its task."""
+
+    query: Query
+    recorded: bool = False
+    closed: bool = False
+    delivered: str = ""
+    usage: Usage = Usage()
+
+
+@dataclass(slots=True)
+class Clock:
+    """Milliseconds that each stage took, on the monotonic clock."""
+
+    started: float = field(default_factory=time.perf_counter)
+    last: float = field(default_factory=time.perf_counter)
+    marks: dict[str, float] = field(default_factory=dict)
+
+    def mark(self, stage: str, since_start: bool = False) -> None:
+        """Ends a stage."""
+        now = time.perf_counter()
+        spent = now - (self.started if since_start else self.last)
+        self.marks[stage] = round(self.marks.get(stage, 0.0) * (not since_start) + spent * 1000, 3)
+        self.last = now
+
+
+def check_query(query: Query, settings: Settings) -> None:
+    """Raises InputError when a question is empty, TooLargeError when it is too long."""
+    if not query.text.strip():
+        raise InputError("the question is empty; send some text", param="messages")
+    if len(query.text) > settings.max_question_chars:
+        raise TooLargeError(
+            f"the question has {len(query.text)} characters, the limit is {settings.max_question_chars}; "
+            "shorten it or raise ORCHESTRATOR_MAX_QUESTION_CHARS",
+            param="messages",
+        )
+    try:
+        query.text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the question holds half a surrogate pair; send valid Unicode", param="messages") from error
+    if query.k is not None and not 1 <= query.k <= 100:
+        raise InputError(f"k must lie between 1 and 100, not {query.k}", param="k")
+
+
+def _check(contract: Contract, completion: Completion, composition: Composition) -> Checked:
+    try:
+        return check_output(contract, completion.text, composition.passages)
+    except ContractError as error:
+        if completion.finish_reason == "length":
+            raise ContractError(
+                f"the answer was cut off after {completion.usage.completion_tokens} tokens; raise max_tokens of the route"
+            ) from error
+        raise
+
