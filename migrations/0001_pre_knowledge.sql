@@ -35,6 +35,7 @@ create table versions (
     number        integer not null check (number > 0),
     sha256        text not null,                               -- of the stored text, in UTF-8
     title         text not null default '',
+    source        text not null default '',                    -- where this version was read
     media_type    text not null,
     text          text not null,                               -- the original that every span points into
     notes         text[] not null default '{}',                -- what loading had to change
@@ -52,7 +53,8 @@ create table chunks (
     document_id   uuid not null references documents (id) on delete cascade,
     sha256        text not null,                               -- of the indexed text: equal chunks of two versions share a row
     term_count    integer not null,                            -- length for BM25, in lexemes with repetitions
-    live          tstzmultirange not null default '{}',        -- union of the validity of the versions that hold it
+    live          tstzmultirange not null default '{}',        -- union of the validity of the versions that hold it;
+                                                               -- empty: has no vector and no postings, is never found
     unique (document_id, sha256)
 );
 create index chunks_collection on chunks (collection_id);

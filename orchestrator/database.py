@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections import namedtuple
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import cache
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import namedtuple_row
 
 from orchestrator.errors import DatabaseError, InputError, StorageFullError
 
@@ -33,7 +33,7 @@ def statement(name: str) -> str:
     return _statements()[name]
 
 
-@cache
+@lru_cache(maxsize=1)
 def _statements() -> dict[str, str]:
     found: dict[str, str] = {}
     for file in SQL_FILES:
@@ -66,7 +66,7 @@ class Database:
             max_size=max(pool_size, 1),
             open=False,
             timeout=30,
-            kwargs={"autocommit": True, "row_factory": namedtuple_row, "application_name": "orchestrator"},
+            kwargs={"autocommit": True, "row_factory": _named_rows, "application_name": "orchestrator"},
             configure=_configure,
             check=psycopg_pool.AsyncConnectionPool.check_connection,  # after a restart of PostgreSQL, dead ones are replaced
         )
@@ -113,6 +113,16 @@ async def copy_rows(
             copy.set_types(types)
         for row in rows:
             await copy.write_row(row)
+
+
+def _named_rows(cursor: psycopg.BaseCursor[Any, Any]) -> Callable[[Sequence[Any]], Row]:
+    # psycopg's own namedtuple_row refuses columns without a name or with the same name; here they become _0, _1...
+    return _row_class(tuple(column.name for column in cursor.description or ()))._make
+
+
+@lru_cache(maxsize=512)
+def _row_class(names: tuple[str, ...]) -> Any:
+    return namedtuple("Row", names, rename=True)  # noqa: PYI024 (the fields are known at run time only)
 
 
 async def _configure(connection: Connection) -> None:

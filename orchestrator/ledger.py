@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.contract import Contract
-from orchestrator.database import Database, Statements, Transaction
+from orchestrator.database import Connection, Database, statement
 from orchestrator.errors import DatabaseError, LedgerError, OrchestratorError, UnknownNameError
 from orchestrator.prompts import Prompt
 from orchestrator.types import Answer, Generation, Outcome, Passage, Plan, Query, Usage
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 GENESIS = "0" * 64
 _PAGE = 2000
-_SQL = Statements("ledger.sql")
 logger = logging.getLogger(__name__)
 
 
@@ -184,49 +183,62 @@ class Ledger:
             batch = [await self._queue.get()]
             while not self._queue.empty() and len(batch) < 256:
                 batch.append(self._queue.get_nowait())
-            try:
-                await self._commit([record for record, _ in batch])
-                failure: LedgerError | None = None
-            except OrchestratorError as error:
-                failure = LedgerError(f"the answer's record could not be written, so no answer is given: {error.message}")
-                failure.__cause__ = error
-            for _, future in batch:
+            failure = await self._try([record for record, _ in batch])
+            for record, future in batch:
+                # A record that PostgreSQL refuses must not take down the answers that share its transaction.
+                fault = await self._try([record]) if failure and _is_own_fault(failure) else failure
                 if not future.done():
-                    future.set_exception(failure) if failure else future.set_result(None)
+                    future.set_exception(fault) if fault else future.set_result(None)
                 self._queue.task_done()
 
+    async def _try(self, records: Sequence[Record]) -> LedgerError | None:
+        try:
+            await self._commit(records)
+        except Exception as error:  # whatever it is, the writer lives on and every waiting answer is told
+            said = error.message if isinstance(error, OrchestratorError) else repr(error)
+            failure = LedgerError(f"the answer's record could not be written, so no answer is given: {said}")
+            failure.__cause__ = error
+            return failure
+        return None
+
     async def _commit(self, records: Sequence[Record]) -> None:
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction() as connection:
+            await self._keep_bodies(connection, records)  # before the locks, which are taken in one order: no deadlock
             for tenant in sorted({record.tenant for record in records}):
-                await transaction.execute(_SQL["lock"], tenant=tenant)
-                head = await transaction.fetch_one(_SQL["head"], tenant=tenant)
+                await connection.execute(statement("ledger-lock"), {"tenant": tenant})
+                head = await (await connection.execute(statement("ledger-head"), {"tenant": tenant})).fetchone()
                 seq, previous = (head.seq, head.hash) if head else (0, GENESIS)
                 for record in records:
-                    if record.tenant != tenant:
-                        continue
-                    await self._keep_bodies(transaction, record)
-                    seq += 1
-                    row = [tenant, seq, record.answer_id, record.kind, record.at, record.payload]
-                    previous = await self._insert(transaction, previous, row)
-                await transaction.execute(_SQL["move_head"], tenant=tenant, seq=seq, hash=previous)
+                    if record.tenant == tenant:
+                        seq += 1
+                        previous = await _insert(connection, previous, seq, record)
+                values = {"tenant": tenant, "seq": seq, "hash": previous}
+                await connection.execute(statement("ledger-move-head"), values)
         self._known_bodies.update(digest for record in records for _, digest, _, _ in record.bodies)
 
-    async def _insert(self, transaction: Transaction, previous: str, row: list[Any]) -> str:
-        digest = chain_hash(previous, *row)
-        names = ("tenant", "seq", "answer_id", "kind", "at", "payload")
-        values = dict(zip(names, row, strict=True))
-        await transaction.execute(_SQL["insert"], **values, prev_hash=previous, hash=digest)
-        return digest
+    async def _keep_bodies(self, connection: Connection, records: Sequence[Record]) -> None:
+        bodies = {body for record in records for body in record.bodies if body[1] not in self._known_bodies}
+        for table, digest, name, text in sorted(bodies):
+            await connection.execute(statement(f"keep-{table}"), {"digest": digest, "name": name, "body": text})
 
-    async def _keep_bodies(self, transaction: Transaction, record: Record) -> None:
-        for table, digest, name, body in record.bodies:
-            if digest not in self._known_bodies:
-                await transaction.execute(_SQL[f"keep_{table}"], digest=digest, name=name, body=body)
+
+async def _insert(connection: Connection, previous: str, seq: int, record: Record) -> str:
+    row: dict[str, Any] = {
+        "tenant": record.tenant,
+        "seq": seq,
+        "answer_id": record.answer_id,
+        "kind": record.kind,
+        "at": record.at,
+        "payload": record.payload,
+    }
+    digest = chain_hash(previous, **row)
+    await connection.execute(statement("ledger-insert"), {**row, "prev_hash": previous, "hash": digest})
+    return digest
 
 
 async def show_answer(database: Database, answer_id: str) -> dict[str, Any]:
     """How an answer came about: its intent and its outcome. Raises UnknownNameError."""
-    rows = await database.fetch(_SQL["show"], answer_id=answer_id)
+    rows = await database.fetch(statement("ledger-show"), answer_id=answer_id)
     if not rows:
         raise UnknownNameError(f"no answer {answer_id!r} is recorded; `orchestrator audit list` shows the latest")
     parts = {
@@ -239,7 +251,7 @@ async def show_answer(database: Database, answer_id: str) -> dict[str, Any]:
 async def list_answers(database: Database, tenant: str, limit: int) -> list[dict[str, Any]]:
     """The latest answers, newest first: id, time, question, route, outcome."""
     listed = []
-    for row in await database.fetch(_SQL["list"], tenant=tenant, limit=limit):
+    for row in await database.fetch(statement("ledger-list"), tenant=tenant, limit=limit):
         intent = json.loads(row.intent)
         listed.append(
             {
@@ -257,13 +269,17 @@ async def verify_ledger(database: Database, tenant: str) -> list[str]:
     """Every fault of the tenant's chain, in order: edited, removed, inserted or reordered rows, and a cut tail."""
     faults: list[str] = []
     previous, seq = GENESIS, 0
-    async with database.transaction() as transaction:
-        await transaction.execute(_SQL["lock"], tenant=tenant)  # no row is added while we read
-        while rows := await transaction.fetch(_SQL["scan"], tenant=tenant, after=seq, limit=_PAGE):
+    async with database.transaction() as connection:
+        await connection.execute(statement("ledger-lock"), {"tenant": tenant})  # no row is added while we read
+        while True:
+            page = {"tenant": tenant, "after": seq, "limit": _PAGE}
+            rows = await (await connection.execute(statement("ledger-scan"), page)).fetchall()
             for row in rows:
                 faults.extend(_row_faults(row, tenant, seq + 1, previous))
                 previous, seq = row.hash, row.seq
-        head = await transaction.fetch_one(_SQL["head"], tenant=tenant)
+            if not rows:
+                break
+        head = await (await connection.execute(statement("ledger-head"), {"tenant": tenant})).fetchone()
     if ((head.seq, head.hash) if head else (0, GENESIS)) != (seq, previous):
         faults.append(f"the chain ends at row {seq}, the recorded head is row {head.seq if head else 0}")
     return faults
@@ -277,6 +293,12 @@ def _row_faults(row: Any, tenant: str, expected: int, previous: str) -> list[str
     if chain_hash(row.prev_hash, tenant, row.seq, row.answer_id, row.kind, row.at, row.payload) != row.hash:
         faults.append(f"{name} was edited")
     return faults
+
+
+def _is_own_fault(failure: LedgerError) -> bool:
+    """True when PostgreSQL serves but refuses a value (SQLSTATE classes 22 and 23), such as an identifier used twice."""
+    cause = failure.__cause__ and failure.__cause__.__cause__
+    return (getattr(cause, "sqlstate", None) or "")[:2] in ("22", "23")
 
 
 def _log_failure(future: asyncio.Future[None]) -> None:

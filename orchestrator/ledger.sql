@@ -1,27 +1,27 @@
--- name: lock
+-- name: ledger-lock
 select pg_advisory_xact_lock(hashtextextended('orchestrator-ledger:' || %(tenant)s, 0));
 
--- name: head
+-- name: ledger-head
 select seq, hash from ledger_heads where tenant = %(tenant)s;
 
--- name: insert
+-- name: ledger-insert
 insert into answers (tenant, seq, answer_id, kind, at, payload, prev_hash, hash)
 values (%(tenant)s, %(seq)s, %(answer_id)s, %(kind)s, %(at)s, %(payload)s, %(prev_hash)s, %(hash)s);
 
--- name: move_head
+-- name: ledger-move-head
 insert into ledger_heads (tenant, seq, hash) values (%(tenant)s, %(seq)s, %(hash)s)
 on conflict (tenant) do update set seq = excluded.seq, hash = excluded.hash;
 
--- name: keep_prompts
+-- name: keep-prompts
 insert into prompts (digest, name, body) values (%(digest)s, %(name)s, %(body)s) on conflict do nothing;
 
--- name: keep_contracts
+-- name: keep-contracts
 insert into contracts (digest, name, body) values (%(digest)s, %(name)s, %(body)s) on conflict do nothing;
 
--- name: show
+-- name: ledger-show
 select seq, kind, at, payload, hash from answers where answer_id = %(answer_id)s order by seq;
 
--- name: list
+-- name: ledger-list
 select i.answer_id, i.at, i.payload as intent, o.payload as outcome
 from answers i
 left join answers o on o.tenant = i.tenant and o.answer_id = i.answer_id and o.kind = 'outcome'
@@ -29,7 +29,7 @@ where i.tenant = %(tenant)s and i.kind = 'intent'
 order by i.seq desc
 limit %(limit)s;
 
--- name: scan
+-- name: ledger-scan
 select seq, answer_id, kind, at, payload, prev_hash, hash from answers
 where tenant = %(tenant)s and seq > %(after)s
 order by seq

@@ -58,6 +58,7 @@ class Route:
     max_tokens: int = 200
     temperature: float = 0.0
     history_turns: int = 0
+    needs_text: bool = False
     degrade: bool = False
     reply: str | None = None
     keywords: tuple[str, ...] = ()

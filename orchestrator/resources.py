@@ -14,7 +14,7 @@ def folder(name: str) -> Path:
     """
     package = Path(__file__).resolve().parent
     # The wheel's own copy goes first: beside an installed package lies site-packages, where `prompts` is somebody else's.
-    for candidate in (package / f"_{name}", package.parent / name):
+    for candidate in (package / f"_{name}", package.parent / name, package.parent / "examples" / name):
         if candidate.is_dir():
             return candidate
     raise SettingsError(

@@ -35,13 +35,18 @@ class Router:
             rule = _match_rule(route, query.text)
             if rule:
                 return self._fill(route, query, rule, {})
-        scores = self._similarities(vector) if vector is not None else {}
+        scores = self._similarities(vector, query.text) if vector is not None else {}
         name, reason = self._nearest(scores)
         return self._fill(self.catalogue.route(name), query, reason, scores)
 
-    def _similarities(self, vector: Sequence[float]) -> dict[str, float]:
+    def _similarities(self, vector: Sequence[float], text: str) -> dict[str, float]:
         point = np.asarray(vector, dtype=np.float32)
-        scores = {name: float(np.max(rows @ point)) for name, rows in self.examples.items() if len(rows)}
+        carries_text = _carries_text(text)
+        scores = {
+            name: float(np.max(rows @ point))
+            for name, rows in self.examples.items()
+            if len(rows) and (carries_text or not self.catalogue.route(name).needs_text)
+        }
         return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
     def _nearest(self, scores: Mapping[str, float]) -> tuple[str, str]:

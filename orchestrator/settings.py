@@ -84,6 +84,16 @@ class Settings:
         """The resolved data directory."""
         return self.home or _default_home()
 
+    @property
+    def models(self) -> Path:
+        """The resolved folder of model weights."""
+        return self.models_dir or self.home_dir / "models"
+
+    @property
+    def adapters(self) -> Path:
+        """The resolved folder of trained adapters."""
+        return self.adapters_dir or self.home_dir / "adapters"
+
 
 def variables() -> dict[str, str]:
     """Environment variable of every setting, to its help text."""

@@ -8,8 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from orchestrator.errors import LaunchError, MissingExtraError
+
+if TYPE_CHECKING:
+    import psutil
 
 SITE = Path(__file__).parent / "site"  # holds sitecustomize.py, see there
 
@@ -60,6 +66,29 @@ def write_atomic(path: Path, content: bytes) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_bytes(content)
     os.replace(fresh, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; empty when the file is missing or not JSON."""
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def find(pid: int | None, since: float | None) -> psutil.Process | None:
+    """The process with that pid and start time (seconds since 1970); None when it ended or its pid was given away."""
+    try:
+        import psutil
+    except ImportError as error:
+        raise MissingExtraError("embedded", "Running services on this machine") from error
+    try:
+        process = psutil.Process(pid or 0)
+        same = pid is not None and process.create_time() == since and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return None
+    return process if same else None
 
 
 def fsync(path: Path) -> None:

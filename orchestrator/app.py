@@ -1,0 +1,239 @@
+"""Orchestrator: opens everything and answers. The only file that knows every class."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.database import Database
+from orchestrator.errors import DatabaseError, InputError, OrchestratorError
+from orchestrator.knowledge.store import PgStore
+from orchestrator.ledger import Ledger
+from orchestrator.migrate import migrate
+from orchestrator.pipeline import Pipeline
+from orchestrator.prompts import Catalogue, load_catalogue
+from orchestrator.protocols import Embedder
+from orchestrator.resources import folder
+from orchestrator.router import open_router
+from orchestrator.settings import Settings
+from orchestrator.types import Answer, Event, Message, Passage, Plan, Query, end_of, start_of
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Progress = Callable[[str], None]
+Moment = date | datetime | str | None
+
+
+@dataclass(frozen=True)
+class Orchestrator:
+    """The whole system behind one value. Open it with ``async with Orchestrator.open() as o``."""
+
+    settings: Settings
+    catalogue: Catalogue
+    pipeline: Pipeline
+    embedder: Embedder
+    database: Database | None = None
+    store: Any = None
+    registry: Any = None
+    serving: Any = field(default=None, repr=False)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, settings: Settings | None = None, *, progress: Progress | None = None, **overrides: Any
+    ) -> AsyncIterator[Orchestrator]:
+        """Settings from ``ORCHESTRATOR_*`` or arguments; what is not set runs embedded. The engine starts with the first question.
+
+        Raises SettingsError, LaunchError, DatabaseError, MigrationError.
+        """
+        from orchestrator.behaviour.registry import Registry, ensure_shipped
+        from orchestrator.knowledge.embed import open_embedder
+        from orchestrator.serving import EngineServing, open_tokens
+
+        settings = settings.resolved() if settings else Settings.from_env(**overrides)
+        catalogue = load_catalogue(settings.prompts_dir or folder("prompts"))
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(open_database(settings))
+            embedder = await asyncio.to_thread(open_embedder, settings, progress)
+            if hasattr(embedder, "aclose"):
+                stack.push_async_callback(embedder.aclose)
+            store = PgStore(database, tenant=settings.tenant)
+            registry = Registry(database, settings.tenant)
+            await ensure_shipped(registry, settings)
+            ledger = await stack.enter_async_context(Ledger.open(database))
+            serving = await stack.enter_async_context(EngineServing.open(settings, catalogue, registry, progress))
+            router = await open_router(catalogue, embedder, settings.collection)
+            pipeline = Pipeline(
+                settings, catalogue, router, embedder, store, serving, ledger, open_tokens(settings, progress)
+            )
+            yield cls(settings, catalogue, pipeline, embedder, database, store, registry, serving)
+
+    async def ask(self, question: str, **options: Any) -> Answer:
+        """The checked answer. Options: route, collection, adapter, as_of, k, history, max_tokens, temperature, seed."""
+        return await self.answer(self.query(question, **options))
+
+    async def answer(self, query: Query) -> Answer:
+        """The checked answer to a query."""
+        return await self.pipeline.ask(query)
+
+    async def stream(self, question: str | Query, **options: Any) -> AsyncIterator[Event]:
+        """The plan, the answer's text as it comes, and the checked Answer."""
+        query = question if isinstance(question, Query) else self.query(question, **options)
+        async with aclosing(self.pipeline.stream(query)) as events:
+            async for event in events:
+                yield event
+
+    async def search(self, text: str, *, k: int = 10, **options: Any) -> list[Passage]:
+        """The k best passages. Options: collection, as_of."""
+        return list(await self.pipeline.search(self.query(text, k=k, **options)))
+
+    async def plan(self, question: str, **options: Any) -> Plan:
+        """What would be done with the question, and why, without doing it."""
+        return await self.pipeline.plan(self.query(question, **options))
+
+    async def ingest(
+        self,
+        *paths: str | Path,
+        collection: str | None = None,
+        valid_from: Moment = None,
+        id_from: str | None = None,
+        progress: Any = None,
+    ) -> Any:
+        """Indexes files and folders; a second run does only what is new. Gives an IngestReport."""
+        from orchestrator.knowledge.ingest import ingest
+
+        return await ingest(
+            [Path(path) for path in paths],
+            store=self.store,
+            embedder=self.embedder,
+            collection=collection or self.settings.collection,
+            valid_from=_moment(valid_from, start_of),
+            id_from=id_from,
+            progress=progress,
+            max_bytes=self.settings.max_document_bytes,
+        )
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One unit vector per text."""
+        return await self.embedder.embed(texts)
+
+    @property
+    def embedding_model(self) -> str:
+        """Name of the embedding space."""
+        return self.embedder.space
+
+    async def model_names(self) -> list[str]:
+        """What a client may name as model: routed, one per route, one per adapter that is in service."""
+        routes = [f"orchestrator/{name}" for name in self.catalogue.routes]
+        adapters = [adapter.name for adapter in await self.registry.list() if adapter.state == "active"]
+        return ["orchestrator", *routes, *dict.fromkeys(adapters)]
+
+    async def readiness(self) -> list[str]:
+        """Why a question could not be answered now; empty when it could."""
+        reasons: list[str] = []
+        checks: Iterable[Awaitable[list[str]]] = (self._database_reasons(), self.serving.reasons())
+        for check in checks:
+            try:
+                reasons += await check
+            except OrchestratorError as error:
+                reasons.append(error.message)
+        return reasons
+
+    async def _database_reasons(self) -> list[str]:
+        if self.database is None:
+            return []
+        try:
+            await self.database.fetch_one("select 1")
+        except DatabaseError as error:
+            return [error.message]
+        return []
+
+    def query(
+        self,
+        text: str,
+        *,
+        as_of: Moment = None,
+        history: Sequence[Message] = (),
+        **options: Any,
+    ) -> Query:
+        """A query for this system's tenant; ``as_of`` may be a date, a time or ISO text. Raises InputError."""
+        unknown = options.keys() - {"route", "collection", "adapter", "k", "max_tokens", "temperature", "seed"}
+        if unknown:
+            raise InputError(f"unknown options {sorted(unknown)}")
+        return Query(
+            text, as_of=_moment(as_of, end_of), history=tuple(history), tenant=self.settings.tenant, **options
+        )
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database alone, started when it is embedded and brought to this code's schema."""
+    url = settings.database_url or await asyncio.to_thread(_start_postgres, settings)
+    async with Database.open(url, settings.pool_size) as database:
+        await migrate(database)
+        yield database
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[PgStore]:
+    """The documents alone, without an embedder or an engine."""
+    async with open_database(settings) as database:
+        yield PgStore(database, tenant=settings.tenant)
+
+
+def ask(question: str, *, settings: Settings | None = None, **options: Any) -> Answer:
+    """Blocking ``Orchestrator.ask`` for scripts: opens, asks, closes."""
+
+    async def run() -> Answer:
+        async with Orchestrator.open(settings) as orchestrator:
+            return await orchestrator.ask(question, **options)
+
+    return _block(run())
+
+
+def ingest(*paths: str | Path, settings: Settings | None = None, **options: Any) -> Any:
+    """Blocking ``Orchestrator.ingest`` for scripts."""
+
+    async def run() -> Any:
+        async with Orchestrator.open(settings) as orchestrator:
+            return await orchestrator.ingest(*paths, **options)
+
+    return _block(run())
+
+
+def search(text: str, *, settings: Settings | None = None, **options: Any) -> list[Passage]:
+    """Blocking ``Orchestrator.search`` for scripts."""
+
+    async def run() -> list[Passage]:
+        async with Orchestrator.open(settings) as orchestrator:
+            return await orchestrator.search(text, **options)
+
+    return _block(run())
+
+
+def _block(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    work.close()
+    raise InputError("this is the blocking facade; inside an event loop use `async with Orchestrator.open()`")
+
+
+def _moment(value: Moment, read: Callable[[Moment], datetime | None]) -> datetime | None:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise InputError(f"{value!r} is no date: write 2025-03-01 or 2025-03-01T12:00:00+00:00") from error
+
+
+def _start_postgres(settings: Settings) -> str:
+    from orchestrator.launch import postgres
+
+    return postgres.start(settings.home_dir)

@@ -1,0 +1,362 @@
+"""Builds training and test examples: questions and an index in, groups of numbered passages with their questions out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import TrainingError
+from orchestrator.types import Passage
+
+Split = Literal["train", "validation", "test"]
+Kind = Literal["answerable", "unanswerable", "gold_left_out"]
+Made = Literal["search_order", "shuffled", "gold_left_out"]
+Search = Callable[[str, int], Awaitable[Sequence[Passage]]]
+
+SPLIT_RULE = "sha256(seed:title, or seed:document id without a title): first 80 % train, 5 % validation, 15 % test"
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One line of ``questions.jsonl``. Without an answer in its document, ``answers`` is empty."""
+
+    id: str
+    question: str
+    document_id: str
+    answerable: bool
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One question over a group's passages and the object that a right answer holds. ``citations``: 1-based numbers."""
+
+    question_id: str
+    question: str
+    document_id: str
+    kind: Kind
+    citations: tuple[int, ...]
+    answers: tuple[str, ...]
+
+    @property
+    def answerable(self) -> bool:
+        """True when a shown passage answers."""
+        return self.kind == "answerable"
+
+    def target(self) -> dict[str, Any]:
+        """The object of the contract ``cited_answer`` that the model is trained to write."""
+        answer = self.answers[0] if self.answerable else ""
+        return {"answerable": self.answerable, "citations": list(self.citations), "answer": answer}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Numbered passages, and the questions that branch over them. ``made`` says how the passages were chosen."""
+
+    id: str
+    split: Split
+    made: Made
+    passages: tuple[Passage, ...]
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How groups are made. Shares are of groups, except ``unanswerable`` (of questions)."""
+
+    seed: int = 0
+    sizes: tuple[tuple[int, float], ...] = ((1, 0.08), (2, 0.08), (3, 0.24), (4, 0.28), (5, 0.32))
+    search_order: float = 0.25
+    left_out: float = 0.12
+    unanswerable: float = 0.28
+    max_branches: int = 7
+    max_chars: int = 4200
+    depth: int = 20
+
+
+@dataclass(slots=True)
+class _State:
+    """What is counted while groups are made, so that kinds and gold positions stay balanced."""
+
+    used: set[str] = field(default_factory=set)
+    branches: int = 0
+    refused: int = 0
+    gold_at: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+def load_questions(path: Path) -> list[Question]:
+    """Questions of a JSONL file, or of ``questions.jsonl`` in a folder. Raises TrainingError that names the bad line."""
+    file = path / "questions.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise TrainingError(f"{file} does not exist; --data takes a questions.jsonl or a folder that holds one")
+    questions = []
+    for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
+        if line.strip():
+            questions.append(_parse_question(line, f"{file.name} line {number}"))
+    if not questions:
+        raise TrainingError(f"{file} holds no question; each line is one JSON object")
+    return questions
+
+
+def split_of(title: str, external_id: str, seed: int = 0) -> Split:
+    """The split of a document: all documents of one title share it (SPLIT_RULE)."""
+    key = f"{seed}:{title.strip() or external_id}"
+    share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return "train" if share < 0.80 else "validation" if share < 0.85 else "test"
+
+
+async def build_groups(
+    questions: Sequence[Question],
+    search: Search,
+    *,
+    split: Split,
+    count: int,
+    recipe: Recipe,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Group]:
+    """Groups with ``count`` questions in all (fewer when the data ends), each question once, in a seeded order.
+
+    Only passages of ``split`` are shown: no text of another split reaches a group. Raises TrainingError when the index
+    holds none of the questions' documents.
+    """
+    chance = random.Random(f"{recipe.seed}:{split}")
+    order = list(questions)
+    chance.shuffle(order)
+    by_document: dict[str, list[Question]] = defaultdict(list)
+    for question in order:
+        by_document[question.document_id].append(question)
+    state, groups = _State(), []
+    for seed in order:
+        if state.branches >= count:
+            break
+        if seed.id in state.used:
+            continue
+        found = await search(seed.question, recipe.depth)
+        pool = [passage for passage in found if split_of(passage.title, passage.external_id, recipe.seed) == split]
+        group = _make_group(seed, pool, by_document, recipe, chance, state, count - state.branches)
+        if group is None:
+            continue
+        groups.append(replace(group, split=split))
+        if progress:
+            progress(min(state.branches, count), count)
+    if not groups:
+        raise TrainingError("the index holds none of these questions' documents; ingest their corpus into the collection first")
+    return groups
+
+
+def _make_group(
+    seed: Question,
+    pool: list[Passage],
+    by_document: Mapping[str, list[Question]],
+    recipe: Recipe,
+    chance: random.Random,
+    state: _State,
+    room: int,
+) -> Group | None:
+    gold = [passage for passage in pool if is_gold(seed, passage)][:1]
+    if not gold:
+        return None
+    size = chance.choices([n for n, _ in recipe.sizes], [share for _, share in recipe.sizes])[0]
+    made = _choose_made(recipe, chance, seed, state)
+    shown = _choose_passages(made, gold[0], pool, size, recipe, chance, state)
+    if not shown:
+        return None
+    rest = [passage for passage in pool if all(passage.chunk_id != other.chunk_id for other in shown)]
+    branches = _choose_branches(seed, shown, rest, by_document, recipe, state, min(room, recipe.max_branches))
+    if not branches:
+        return None
+    for branch in branches:
+        state.used.add(branch.question_id)
+        state.branches += 1
+        state.refused += not branch.answerable
+    return Group(f"g-{seed.id}", "train", made, tuple(shown), tuple(branches))
+
+
+def _choose_made(recipe: Recipe, chance: random.Random, seed: Question, state: _State) -> Made:
+    roll = chance.random()
+    if roll < recipe.search_order:
+        return "search_order"
+    wants_refusal = state.refused < recipe.unanswerable * (state.branches + 1)
+    if seed.answerable and wants_refusal and roll < recipe.search_order + recipe.left_out:
+        return "gold_left_out"
+    return "shuffled"
+
+
+def _choose_passages(
+    made: Made,
+    gold: Passage,
+    pool: list[Passage],
+    size: int,
+    recipe: Recipe,
+    chance: random.Random,
+    state: _State,
+) -> list[Passage]:
+    if made == "search_order":
+        return _fit(pool[:5], recipe.max_chars)
+    others = [passage for passage in pool if passage.chunk_id != gold.chunk_id]
+    if made == "gold_left_out":
+        return _fit([passage for passage in others if passage.external_id != gold.external_id][:size], recipe.max_chars)
+    shown = _fit([gold, *others[: size - 1]], recipe.max_chars)
+    rest = shown[1:]
+    chance.shuffle(rest)
+    place = min(range(len(shown)), key=lambda at: (state.gold_at[len(shown), at], chance.random()))
+    state.gold_at[len(shown), place] += 1
+    return [*rest[:place], gold, *rest[place:]]
+
+
+def _fit(passages: list[Passage], max_chars: int) -> list[Passage]:
+    kept, left = [], max_chars
+    for passage in passages:
+        left -= len(passage.text) + len(passage.title)
+        if left < 0 and kept:
+            break
+        kept.append(passage)
+    return kept
+
+
+def _choose_branches(
+    seed: Question,
+    shown: list[Passage],
+    rest: list[Passage],
+    by_document: Mapping[str, list[Question]],
+    recipe: Recipe,
+    state: _State,
+    room: int,
+) -> list[Branch]:
+    branches: list[Branch] = []
+    near = _spread(shown, by_document, state.used)
+    for question in dict.fromkeys([seed, *near]):
+        if len(branches) >= room:
+            return branches
+        branch = answer_from(question, shown)
+        if branch is not None:
+            branches.append(branch)
+    for question in _spread(rest, by_document, state.used | {branch.question_id for branch in branches}):
+        refused = state.refused + sum(not branch.answerable for branch in branches)
+        if len(branches) >= room or refused >= recipe.unanswerable * (state.branches + len(branches)):
+            break
+        branch = answer_from(question, shown)
+        if branch is not None and branch.kind == "gold_left_out":
+            branches.append(branch)
+    return branches
+
+
+def _spread(passages: Iterable[Passage], by_document: Mapping[str, list[Question]], used: set[str]) -> list[Question]:
+    """Unused questions of the passages' documents, two rounds: first one of each document, then one more."""
+    queues = [
+        [question for question in by_document.get(document, ()) if question.id not in used]
+        for document in dict.fromkeys(passage.external_id for passage in passages)
+    ]
+    return [queue[turn] for turn in range(2) for queue in queues if turn < len(queue)]
+
+
+def answer_from(question: Question, shown: Sequence[Passage]) -> Branch | None:
+    """The right answer to ``question`` from these passages, or None when it cannot be told for certain."""
+    numbers = [number for number, passage in enumerate(shown, 1) if is_gold(question, passage)]
+    if question.answerable and numbers:
+        return Branch(question.id, question.question, question.document_id, "answerable", tuple(numbers[:1]), question.answers)
+    if not question.answerable:
+        own = any(passage.external_id == question.document_id for passage in shown)
+        return Branch(question.id, question.question, question.document_id, "unanswerable", (), ()) if own else None
+    if any(contains_answer(f"{passage.title} {passage.text}", question.answers) for passage in shown):
+        return None
+    return Branch(question.id, question.question, question.document_id, "gold_left_out", (), question.answers)
+
+
+def is_gold(question: Question, passage: Passage) -> bool:
+    """True when the passage is of the question's document and holds an answer (if it has any)."""
+    own = passage.external_id == question.document_id
+    return own and (not question.answerable or contains_answer(passage.text, question.answers))
+
+
+def contains_answer(text: str, answers: Iterable[str]) -> bool:
+    """True when an answer occurs in the text, word by word, after normalisation."""
+    words = f" {normalise_answer(text)} "
+    return any(f" {normalised} " in words for answer in answers if (normalised := normalise_answer(answer)))
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case without punctuation, articles and extra blanks (the normalisation of SQuAD's evaluate-v2.0.py)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def summarise(groups: Iterable[Group]) -> dict[str, Any]:
+    """Counts for the manifest: groups, questions, passages, kinds, ways of making, gold positions."""
+    groups = list(groups)
+    branches = [(group, branch) for group in groups for branch in group.branches]
+    gold = Counter(f"{branch.citations[0]} of {len(group.passages)}" for group, branch in branches if branch.citations)
+    return {
+        "groups": len(groups),
+        "questions": len(branches),
+        "passages": len({passage.chunk_id for group in groups for passage in group.passages}),
+        "documents": len({passage.external_id for group in groups for passage in group.passages}),
+        "kinds": dict(sorted(Counter(branch.kind for _, branch in branches).items())),
+        "made": dict(sorted(Counter(group.made for group in groups).items())),
+        "gold_position": dict(sorted(gold.items())),
+    }
+
+
+def write_groups(groups: Iterable[Group], file: Path) -> str:
+    """Writes groups as JSONL, each with its origin, and returns the sha256 of the file's bytes."""
+    lines = [json.dumps(_group_json(group), ensure_ascii=False, sort_keys=True) for group in groups]
+    content = ("\n".join(lines) + "\n").encode()
+    file.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_groups(file: Path) -> Iterator[Group]:
+    """The groups of a file made by ``write_groups``."""
+    for line in filter(None, file.read_text("utf-8").split("\n")):
+        item = json.loads(line)
+        passages = tuple(_parse_passage(passage) for passage in item["passages"])
+        branches = tuple(
+            Branch(**{**branch, "citations": tuple(branch["citations"]), "answers": tuple(branch["answers"])})
+            for branch in item["branches"]
+        )
+        yield Group(item["id"], item["split"], item["made"], passages, branches)
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    passages = [
+        {
+            "chunk_id": passage.chunk_id,
+            "document_id": passage.document_id,
+            "external_id": passage.external_id,
+            "version": passage.version,
+            "title": passage.title,
+            "heading_path": list(passage.heading_path),
+            "text": passage.text,
+        }
+        for passage in group.passages
+    ]
+    branches = [asdict(branch) for branch in group.branches]
+    return {"id": group.id, "split": group.split, "made": group.made, "passages": passages, "branches": branches}
+
+
+def _parse_passage(item: Mapping[str, Any]) -> Passage:
+    values = {**item, "heading_path": tuple(item["heading_path"])}
+    return Passage(span=(0, len(item["text"])), paragraph=0, score=0.0, **values)
+
+
+def _parse_question(line: str, where: str) -> Question:
+    try:
+        item = json.loads(line)
+        answers = tuple(str(answer) for answer in item["answers"])
+        question = Question(str(item["id"]), str(item["question"]), str(item["document_id"]), bool(item["answerable"]), answers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f'{where} is not {{"id", "question", "document_id", "answerable", "answers"}}: {error}'
+        ) from error
+    if question.answerable != bool(answers):
+        raise TrainingError(f"{where}: an answerable question needs answers, an unanswerable one has none")
+    return question

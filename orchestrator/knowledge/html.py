@@ -1,0 +1,67 @@
+"""Turns an HTML page into its title and its text, with headings, lists, tables and code written as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_DROPPED = {"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "nav", "select", "button"}
+_BLOCKS = {
+    "address", "article", "aside", "blockquote", "body", "dd", "details", "div", "dl", "dt", "fieldset", "figcaption",
+    "figure", "footer", "form", "header", "html", "hr", "main", "ol", "p", "section", "summary", "table", "tbody", "tfoot",
+    "thead", "ul",
+}  # fmt: skip
+_SPACE = re.compile(r"\s+")
+
+
+def html_to_text(html: str) -> tuple[str, str]:
+    """Title (empty when there is none) and text."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(html)
+    titles = tree.css("title")
+    heading = tree.css_first("h1")
+    title = _inline(titles[0].text()) if titles else _inline(heading.text()) if heading else ""
+    pieces = "".join(_pieces(tree.root))
+    lines = (line.rstrip(" ") for line in pieces.split("\n"))
+    return title, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def _inline(text: str) -> str:
+    return _SPACE.sub(" ", text).strip()
+
+
+def _pieces(root: Any) -> Iterator[str]:
+    """The text in document order, by a walk without recursion: a page may be nested deeper than Python's stack."""
+    pending: list[Any] = [root]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, str):
+            yield node
+            continue
+        tag = node.tag
+        if tag == "-text":
+            yield _SPACE.sub(" ", node.text(deep=False) or "")
+        elif tag == "pre":
+            yield "\n\n```\n" + node.text().strip("\n") + "\n```\n\n"
+        elif tag == "tr":
+            cells = [_inline(cell.text(separator=" ")) for cell in _children(node) if cell.tag in ("td", "th")]
+            yield "\n| " + " | ".join(cells) + " |"
+        elif len(tag) == 2 and tag[0] == "h" and tag[1] in "123456":
+            yield f"\n\n{'#' * int(tag[1])} {_inline(node.text())}\n\n"
+        elif tag == "br":
+            yield "\n"
+        elif tag not in _DROPPED and not tag.startswith(("-", "!", "_")):
+            before, after = ("\n- ", "") if tag == "li" else ("\n\n", "\n\n") if tag in _BLOCKS else ("", "")
+            pending.append(after)
+            pending.extend(reversed(_children(node)))
+            pending.append(before)
+
+
+def _children(node: Any) -> list[Any]:
+    found, child = [], node.child
+    while child is not None:
+        found.append(child)
+        child = child.next
+    return found
