@@ -134,6 +134,10 @@ class Orchestrator:
         adapters = [adapter.name for adapter in await self.registry.list() if adapter.state == "active"]
         return ["orchestrator", *routes, *dict.fromkeys(adapters)]
 
+    async def start(self) -> None:
+        """Starts the engine now instead of with the first question, and proves the adapters of all routes."""
+        await self.serving.start()
+
     async def readiness(self) -> list[str]:
         """Why a question could not be answered now; empty when it could."""
         reasons: list[str] = []

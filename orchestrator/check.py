@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,15 @@ from orchestrator.contract import Contract
 from orchestrator.types import Citation, Passage
 
 NO_SOURCE = " [no source]"
+
+_MARK = re.compile(r" ?\[\d{1,3}\]")
+_OPEN_MARK = re.compile(r"\[\d{0,3}\Z")
+_FIELD = re.compile(r'\s*[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')
+# A stretch of a JSON string that can be decoded by itself: plain text, a surrogate pair, or one other escape.
+_STRETCH = re.compile(
+    r'[^"\\\x00-\x1f\ud800-\udfff]+'
+    r'|\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,121 +40,102 @@ def check_output(contract: Contract, output: str, passages: Sequence[Passage]) -
     Raises ContractError when the output does not keep the contract's schema.
     """
     data = contract.parse_output(output)
+    raw = str(data[contract.answer])
+    answer = answer_text(contract, raw)
+    empty = () if answer or contract.is_refusal(data) else ("empty_answer",)
     if contract.citations is None:
-        return Checked(data, contract.render(data), (), ())
-    answer = str(data[contract.answer]).strip()
+        return refusal(contract, data=data) if contract.is_refusal(data) else Checked(data, answer, (), empty)
     if contract.is_refusal(data) or not answer:
-        flags = () if contract.is_refusal(data) else ("empty_answer",)
-        return refusal(contract, flags)
-    citations, forged = resolve_citations(data[contract.citations], passages, answer)
-    flags = tuple(f"citation_dropped:{number}" for number in forged)
+        return refusal(contract, (*_dropped(data[contract.citations]), *empty), data)
+    citations, dropped = resolve_citations(data[contract.citations], passages, answer)
+    flags = _dropped(dropped)
+    if answer != raw.strip():
+        flags = (*flags, "marks_removed")
     if citations and not is_supported(answer, [passages[citation.number - 1] for citation in citations]):
         citations, flags = (), (*flags, "unsupported")
-    kept = {**data, contract.citations: [citation.number for citation in citations]}
+    kept = {**data, contract.answer: answer, contract.citations: [citation.number for citation in citations]}
     if citations:
         return Checked(kept, contract.render(kept), citations, flags)
     return Checked(kept, answer + NO_SOURCE, (), (*flags, "no_source"))
 
 
-def refusal(contract: Contract, flags: tuple[str, ...] = ()) -> Checked:
+def answer_text(contract: Contract, raw: str) -> str:
+    """The answer without space around it and, where the contract has citations, without the model's own ``[n]`` marks."""
+    return (_MARK.sub("", raw) if contract.citations else raw).strip()
+
+
+def refusal(contract: Contract, flags: tuple[str, ...] = (), data: Mapping[str, Any] | None = None) -> Checked:
     """The object that says that the passages do not answer."""
-    data: dict[str, Any] = {contract.answer: ""}
+    said: dict[str, Any] = {**(data or {}), contract.answer: ""}
     if contract.citations:
-        data[contract.citations] = []
+        said[contract.citations] = []
     if contract.answerable:
-        data[contract.answerable] = False
-    return Checked(data, contract.refusal, (), flags)
+        said[contract.answerable] = False
+    ordered = {name: said[name] for name in contract.schema["properties"] if name in said}
+    return Checked(ordered, contract.refusal, (), flags)
 
 
 class AnswerStream:
     """Feeds on the model's JSON as it is generated and gives out the answer's text that can no longer be taken back.
 
-    Nothing comes out before the verdict: a contract whose answer field stands before ``answerable`` or ``citations``
-    is not streamed at all, and neither is an answer that the model calls unanswerable.
+    Nothing comes out before the verdict: an answer that stands before ``answerable`` or ``citations`` is not streamed,
+    and neither is one that the model calls unanswerable. What comes out is the start of ``Checked.text``.
     """
 
     def __init__(self, contract: Contract) -> None:
-        fields = list(contract.schema.get("properties", {}))
-        before = [name for name in (contract.answerable, contract.citations) if name]
-        self._streams = all(fields.index(name) < fields.index(contract.answer) for name in before)
-        self._refused = (
-            re.compile(rf'"{re.escape(contract.answerable)}"\s*:\s*false') if contract.answerable else None
-        )
-        self._start = re.compile(rf'"{re.escape(contract.answer)}"\s*:\s*"')
+        self._contract = contract
+        self._seen: dict[str, Any] = {}  # fields before the answer
         self._json = ""
-        self._position: int | None = None
-        self._ended = not self._streams
-        self._leading = True
-        self._held = ""
+        self._at = 0  # everything before it is read
+        self._inside = False
+        self._ended = False
+        self._raw = ""
+        self._given = 0
 
     def feed(self, delta: str) -> str:
         """The next stretch of decoded answer text, often empty."""
-        self._json += delta
         if self._ended:
             return ""
-        if self._position is None:
-            found = self._start.search(self._json)
-            if not found:
-                return ""
-            self._position = found.end()
-            if self._refused and self._refused.search(self._json, 0, found.start()):
-                self._ended = True
-                return ""
-        return self._strip(self._decode())
+        self._json += delta
+        if not self._inside and not self._seek():
+            return ""
+        self._decode()
+        safe = self._raw if self._ended or not self._contract.citations else _OPEN_MARK.sub("", self._raw)
+        text = answer_text(self._contract, safe)
+        new, self._given = text[self._given :], max(self._given, len(text))
+        return new
 
-    def _decode(self) -> str:
-        assert self._position is not None
-        out: list[str] = []
-        while self._position < len(self._json):
-            char = self._json[self._position]
-            if char == '"':
-                self._ended = True
-                break
-            if char != "\\":
-                out.append(char)
-                self._position += 1
-                continue
-            step = self._escape_length()
-            if step is None:
-                break
-            out.append(_unescape(self._json[self._position : self._position + step]))
-            self._position += step
-        return "".join(out)
+    def _seek(self) -> bool:
+        """Reads whole fields until the answer's string begins."""
+        while found := _FIELD.match(self._json, self._at):
+            try:
+                name = json.loads(found.group(1))
+                if name == self._contract.answer:
+                    break
+                value, end = json.JSONDecoder().raw_decode(self._json, found.end())
+            except (ValueError, RecursionError):  # not whole yet, or never: then the check says so at the end
+                return False
+            if end == len(self._json):
+                return False
+            self._seen[name] = value
+            self._at = end
+        if not found or found.end() == len(self._json):
+            return False
+        self._inside, self._at = True, found.end() + 1
+        self._ended = self._json[found.end()] != '"' or not self._has_verdict()
+        return not self._ended
 
-    def _escape_length(self) -> int | None:
-        assert self._position is not None
-        rest = self._json[self._position : self._position + 12]
-        if len(rest) < 2 or (rest[1] == "u" and len(rest) < 6):
-            return None
-        if rest[1] != "u":
-            return 2
-        is_high = 0xD800 <= _code(rest[2:6]) < 0xDC00
-        if not is_high:
-            return 6
-        return 12 if len(rest) == 12 else None
+    def _has_verdict(self) -> bool:
+        contract = self._contract
+        answerable = contract.answerable is None or self._seen.get(contract.answerable) is True
+        return answerable and (contract.citations is None or contract.citations in self._seen)
 
-    def _strip(self, text: str) -> str:
-        """As ``str.strip`` over the whole answer: leading space is dropped, trailing space is held back until more comes."""
-        text = self._held + text
-        if self._leading:
-            text = text.lstrip()
-            self._leading = not text
-        body = text.rstrip()
-        self._held = text[len(body) :]
-        return body
+    def _decode(self) -> None:
+        while found := _STRETCH.match(self._json, self._at):
+            self._raw += json.loads(f'"{found.group()}"')
+            self._at = found.end()
+        self._ended = self._json[self._at : self._at + 1] == '"'
 
 
-def _code(digits: str) -> int:
-    try:
-        return int(digits, 16)
-    except ValueError:
-        return 0
-
-
-def _unescape(escape: str) -> str:
-    import json
-
-    try:
-        return str(json.loads(f'"{escape}"'))
-    except ValueError:
-        return "\ufffd"
+def _dropped(numbers: Sequence[object]) -> tuple[str, ...]:
+    return tuple(f"citation_dropped:{number}"[:40] for number in dict.fromkeys(numbers))

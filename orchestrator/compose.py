@@ -10,10 +10,17 @@ from orchestrator.errors import TooLargeError
 from orchestrator.prompts import Prompt
 from orchestrator.types import Message, Passage
 
-# Marks by which common chat templates end a role, and our own passage number at the start of a line (rows C5, C6).
-_ROLE_MARK = re.compile(r"<(?=[|/]|s>|start_of_turn|end_of_turn|bos>|eos>|unk>|pad>)|\[(?=/?INST\])|<(?=<)")
-_PASSAGE_MARK = re.compile(r"^(\s*)\[(\d+)\]", re.MULTILINE)
-_QUESTION_MARK = re.compile(r"^(\s*)(Question|Passage)(?=\s*:)", re.MULTILINE)
+# Marks by which chat templates begin and end a role or a file: <|im_end|>, </s>, <<SYS>>, <start_of_turn>, [INST] (C6).
+_ROLE_MARK = re.compile(
+    r"<(?=[|｜/<]|(?:s|bos|eos|unk|pad|start_of_turn|end_of_turn|empty_output|file_sep|filename|gh_stars|repo_?name"
+    r"|(?:issue|jupyter)_\w+)>)|\[(?=/?[A-Z]+(?:_[A-Z]+)*\])"
+)
+# Our own marks at the start of a line, whatever ends lines or cannot be seen (row C5). Space is matched within one line
+# only: across lines the search would be quadratic.
+_ENDS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_START = rf"((?:\A|(?<=[{_ENDS}]))(?:[^\S{_ENDS}]|[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff])*)"
+_PASSAGE_MARK = re.compile(_START + r"\[(\d+)\]")
+_QUESTION_MARK = re.compile(_START + rf"(Question|Passage)(?=[^\S{_ENDS}]*:)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,16 +34,23 @@ class Contract:
         """Reads a ``*.schema.json`` text. Raises SettingsError when it is no schema or its roles name no field."""
         try:
             whole = json.loads(body)
-            roles = whole.pop("x-orchestrator", {})
+            roles = dict(whole.pop("x-orchestrator", {}))
+            properties, required = dict(whole["properties"]), set(whole["required"])
             validator = jsonschema_rs.validator_for(whole)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise SettingsError(f"contract {name!r} is not a JSON Schema object: {error}") from error
-        properties = whole.get("properties", {})
-        wrong = sorted(set(roles) - _ROLES) or sorted(
-            role for role in roles.keys() - {"refusal"} if roles[role] not in properties
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            raise SettingsError(
+                f"contract {name!r} is not a JSON Schema object with properties and required: {error!r}"
+            ) from error
+        wrong = sorted(roles.keys() - _ROLES) or sorted(
+            role for role in roles.keys() - {"refusal"} if roles[role] not in properties or roles[role] not in required
         )
         if wrong or "answer" not in roles:
-            raise SettingsError(f"contract {name!r}: x-orchestrator must name fields for {sorted(_ROLES)}; wrong: {wrong}")
+            raise SettingsError(
+                f"contract {name!r}: x-orchestrator must name an answer field, may name citations and answerable "
+                f"(all of them required properties) and a refusal text; wrong: {wrong or ['answer']}"
+            )
+        if roles.keys() & {"citations", "answerable"} and not roles.get("refusal"):
+            raise SettingsError(f"contract {name!r}: x-orchestrator needs a refusal text, for when nothing answers")
         digest = hashlib.sha256(json.dumps(json.loads(body), sort_keys=True).encode()).hexdigest()
         return cls(name, digest, body, whole, _validator=validator, **roles)
 
@@ -64,7 +71,8 @@ class Contract:
     def parse_output(self, text: str) -> dict[str, Any]:
         """The object in the model's text. Raises ContractError when it is not JSON or does not keep the schema."""
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could not be sent to anyone
         except (ValueError, RecursionError) as error:
             raise ContractError(f"the model's output is not JSON: {error}") from error
         problem = next(self._validator.iter_errors(data), None)
@@ -87,6 +95,13 @@ class Contract:
             return self.refusal
         numbers = data[self.citations] if self.citations else ()
         return str(data[self.answer]).strip() + "".join(f" [{number}]" for number in numbers)
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a field stands there twice")
+    return data
 
 
 def _refuse_constant(name: str) -> None:

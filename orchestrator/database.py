@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.json import Jsonb as Json
 
 from orchestrator.errors import DatabaseError, InputError, StorageFullError
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Row = Any  # a named tuple with the columns of its statement
 Connection = psycopg.AsyncConnection[Row]
+
+__all__ = ["Connection", "Database", "Json", "Row", "copy_rows", "statement"]
 
 SQL_FILES = ("queries.sql", "ledger.sql", "knowledge/queries.sql")
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from orchestrator.errors import (
     AdapterUnavailableError,
     ContractError,
     InputError,
+    LedgerError,
     OrchestratorError,
     StreamBrokenError,
     TooLargeError,
@@ -130,35 +131,39 @@ class Pipeline:
             raise failure from error
         except (asyncio.CancelledError, GeneratorExit):
             if run.recorded and not run.closed:
+                run.closed = True
                 self.ledger.put(outcome_record(query, "cancelled", run.delivered, run.usage, clock.marks))
             raise
+        except Exception as error:
+            logger.exception("answer %s failed", query.id)
+            failure = OrchestratorError(f"an unexpected {type(error).__name__}; the log has it", answer_id=query.id)
+            await self._fail(run, clock, failure)
+            raise failure from error
 
     async def _steps(self, query: Query, clock: Clock, run: Run) -> AsyncIterator[Event]:
         check_query(query, self.settings)
         plan, vector = await self._plan(query, clock)
         if plan.action != "answer":
             reply = self.catalogue.route(plan.route).reply or ""
-            await self.ledger.write(intent_record(query, plan))
-            run.recorded = True
+            await self._begin(run, intent_record(query, plan))
             yield plan
             yield Delta(reply)
             yield await self._close(run, clock, Answer(query.id, reply, None, (), plan))
             return
         passages = await self._find(query, plan, vector, clock)
         contract = self.catalogue.contract(plan.contract or "")
-        if plan.retrieves and not passages:
-            await self.ledger.write(intent_record(query, plan))
-            run.recorded = True
+        served = await self._serve(plan) if passages or not plan.retrieves else None
+        composition = await self._compose(query, plan, passages, served) if served else Composition((), ())
+        clock.mark("compose")
+        if served is None or (plan.retrieves and not composition.passages):
+            nothing = refusal(contract, ("passages_too_long" if passages else "no_passages",))
+            await self._begin(run, intent_record(query, plan))
             yield plan
-            nothing = refusal(contract, ("no_passages",))
             yield Delta(nothing.text)
             yield await self._close(
                 run, clock, Answer(query.id, nothing.text, nothing.data, (), plan, flags=nothing.flags)
             )
             return
-        served = await self._serve(plan)
-        composition = await self._compose(query, plan, passages, served)
-        clock.mark("compose")
         generation = Generation(
             model=served.model,
             messages=composition.messages,
@@ -168,10 +173,12 @@ class Pipeline:
             schema=contract.engine_schema(len(composition.passages)),
         )
         prompt = self.catalogue.prompt(plan.prompt or "")
-        await self.ledger.write(
-            intent_record(query, plan, composition.passages, prompt, contract, generation, served.adapter, served.degraded)
+        await self._begin(
+            run,
+            intent_record(
+                query, plan, composition.passages, prompt, contract, generation, served.adapter, served.degraded
+            ),
         )
-        run.recorded = True
         yield plan
         async for event in self._generate(run, clock, plan, contract, composition, served, generation):
             yield event
@@ -207,7 +214,9 @@ class Pipeline:
         run.usage = completion.usage
         checked = _check(contract, completion, composition)
         clock.mark("check")
-        if checked.text.startswith(shown) and len(checked.text) > len(shown):
+        if not checked.text.startswith(shown):  # what was shown cannot be taken back: then there is no answer
+            raise ContractError("the model's text changed after it had been shown; ask again")
+        if len(checked.text) > len(shown):
             yield Delta(checked.text[len(shown) :])
         yield await self._close(
             run,
@@ -252,12 +261,20 @@ class Pipeline:
 
     async def _serve(self, plan: Plan) -> Served:
         try:
-            return await self.serving.resolve(plan.adapter)
+            served = await self.serving.resolve(plan.adapter)
         except AdapterUnavailableError as error:
             if not plan.degrade:
                 raise
             base = await self.serving.resolve(None)
             return replace(base, degraded=f"answered by the base model with the schema: {error.message}")
+        adapter = served.adapter
+        if adapter and (adapter.prompt, adapter.contract) != (plan.prompt, plan.contract):
+            raise InputError(
+                f"adapter {adapter.name!r} was trained for prompt {adapter.prompt!r} and contract {adapter.contract!r}; "
+                f"route {plan.route!r} has {plan.prompt!r} and {plan.contract!r}. Ask through another route",
+                param="adapter",
+            )
+        return served
 
     async def _ask_engine(
         self, served: Served, generation: Generation, plan: Plan
@@ -303,13 +320,21 @@ class Pipeline:
         )
         return compose(dict(zip(texts, counts, strict=True)).__getitem__)
 
+    async def _begin(self, run: Run, record: Record) -> None:
+        run.recorded = True  # before the wait: who goes away meanwhile leaves a row that will be committed
+        try:
+            await self.ledger.write(record)
+        except LedgerError:
+            run.recorded = False
+            raise
+
     async def _close(self, run: Run, clock: Clock, answer: Answer) -> Answer:
         clock.mark("total", since_start=True)
         answer = replace(answer, timings_ms=dict(clock.marks))
+        run.closed = True  # before the wait: a row that is on its way needs no second one
         await self.ledger.write(
             outcome_record(run.query, "complete", run.delivered, answer.usage, clock.marks, answer=answer)
         )
-        run.closed = True
         logger.info("answer %s route=%s total_ms=%.0f", answer.id, answer.route, clock.marks["total"])
         return answer
 
@@ -319,8 +344,8 @@ class Pipeline:
         run.closed = True
         outcome = "partial" if run.delivered else "failed"
         record = outcome_record(run.query, outcome, run.delivered, run.usage, clock.marks, error=error)  # type: ignore[arg-type]
-        self.ledger.put(record)
-        await self.ledger.flush()
+        with suppress(LedgerError):  # logged by the ledger; the caller is told what failed first
+            await self.ledger.write(record)
 
 
 @dataclass(slots=True)
@@ -366,6 +391,10 @@ def check_query(query: Query, settings: Settings) -> None:
         raise InputError("the question holds half a surrogate pair; send valid Unicode", param="messages") from error
     if query.k is not None and not 1 <= query.k <= 100:
         raise InputError(f"k must lie between 1 and 100, not {query.k}", param="k")
+    if query.max_tokens is not None and query.max_tokens < 1:
+        raise InputError(f"max_tokens must be 1 or more, not {query.max_tokens}", param="max_tokens")
+    if query.temperature is not None and not 0 <= query.temperature <= 2:
+        raise InputError(f"temperature must lie between 0 and 2, not {query.temperature}", param="temperature")
 
 
 def _check(contract: Contract, completion: Completion, composition: Composition) -> Checked:

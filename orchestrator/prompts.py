@@ -130,7 +130,12 @@ def parse_prompt(name: str, body: str) -> Prompt:
     front, separator, rest = body.removeprefix("---\n").partition("\n---\n")
     if not body.startswith("---\n") or not separator:
         raise SettingsError(f"prompt {name!r} must begin with front matter between two lines of ---")
-    head = yaml.safe_load(front) or {}
+    try:
+        head = yaml.safe_load(front) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"prompt {name!r}: its front matter is not YAML: {error}") from error
+    if not isinstance(head, dict) or not isinstance(head.get("variables", []), list):
+        raise SettingsError(f"prompt {name!r}: its front matter must be `key: value` lines, variables a list")
     _refuse_unknown(f"prompt {name!r}", head, {"description", "variables"})
     variables = tuple(head.get("variables", ()))
     parts = _SECTION.split(rest)
@@ -138,6 +143,8 @@ def parse_prompt(name: str, body: str) -> Prompt:
         (role, text.strip()) for role, text in zip(parts[1::2], parts[2::2], strict=True)
     )
     used = {name for _, text in turns for name in PLACEHOLDER.findall(text)}
+    if parts[0].strip():
+        raise SettingsError(f"prompt {name!r}: text before the first # system or # user line would never be sent")
     if not turns or used != set(variables) or not used <= VARIABLES:
         raise SettingsError(
             f"prompt {name!r}: declared variables {sorted(variables)}, used {sorted(used)}, "
@@ -151,12 +158,14 @@ def _parse_route(name: str, keys: Mapping[str, Any]) -> Route:
     defaults = {f.name: f.default for f in fields(Route) if f.default is not MISSING}
     values: dict[str, Any] = {}
     for key, value in keys.items():
-        if isinstance(defaults[key], tuple):
+        kind = str if defaults[key] is None else type(defaults[key])
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
             value = tuple(value)
-        elif isinstance(defaults[key], float):
+        elif kind is float and type(value) is int:
             value = float(value)
-        if defaults[key] is not None and not isinstance(value, type(defaults[key])):
-            raise SettingsError(f"routes.toml [routes.{name}] {key} must be {type(defaults[key]).__name__}")
+        if type(value) is not kind or (kind is int and value < 0):
+            wanted = {tuple: "a list of strings", int: "a whole number, 0 or more"}.get(kind, kind.__name__)
+            raise SettingsError(f"routes.toml [routes.{name}] {key} must be {wanted}")
         values[key] = value
     if values.get("action", "answer") not in get_args(Action) or (values.get("reply") is None) != (
         values.get("action", "answer") == "answer"

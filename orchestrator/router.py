@@ -13,6 +13,9 @@ from orchestrator.protocols import Embedder
 from orchestrator.types import Plan, Query
 
 _WORD = re.compile(r"\w+")
+_ASKING = frozenset(
+    ("how", "what", "which", "who", "when", "where", "why", "is", "are", "was", "do", "does", "did", "should", "must", "may")
+)
 _KEYWORD_WINDOW = 4  # "Could you please rewrite ..." has its verb in fourth place
 
 
@@ -98,16 +101,22 @@ async def open_router(catalogue: Catalogue, embedder: Embedder, collection: str 
 
 
 def _match_rule(route: Route, text: str) -> str | None:
+    text = text.strip()
     for pattern in route.patterns:
         if re.search(pattern, text[:2000]):
             return f"rule of {route.name}: matches {pattern}"
     opening = [word.lower() for word in _WORD.findall(text[:200])[:_KEYWORD_WINDOW]]
     for keyword in route.keywords:
-        if keyword in opening and _carries_text(text):
+        if keyword in opening and _sets_task(opening[: opening.index(keyword)]) and _carries_text(text):
             return f"rule of {route.name}: begins with {keyword!r} and carries its text"
     return None
 
 
+def _sets_task(before: Sequence[str]) -> bool:
+    """False when the words before the verb ask about it ("How do I classify ...")."""
+    return not before or not (before[0] in _ASKING or {"i", "we"} & set(before))
+
+
 def _carries_text(text: str) -> bool:
     """True when a task brings the text it is about: after a colon, in quotes or on further lines."""
-    return bool(re.search(r":\s*\S|\n\s*\S|[\"“«'‘].{3,}[\"”»'’]", text))
+    return bool(re.search(r":\s*\S|\n\s*\S|(?<!\w)[\"“«'‘].{3,}[\"”»'’](?!\w)", text))

@@ -75,10 +75,19 @@ class EngineServing:
             if adapter not in (name, served.adapter and served.adapter.name)
         }
 
+    async def start(self) -> None:
+        """Starts what is embedded and proves the adapter of every route. Raises EngineError, LaunchError."""
+        for name in self._route_adapters():
+            await self.resolve(name)
+
     async def reasons(self) -> list[str]:
-        """Why the routes' adapters could not answer now."""
+        """Why the routes' adapters could not answer now; starts nothing."""
+        if not self._settings.engine_url:
+            for service in supervisor.status(self._settings.home_dir):
+                if service.state != "ready":
+                    return [f"{service.name} is {service.state}: {service.detail or 'run `orchestrator up`'}"]
         reasons = []
-        for name in sorted({route.adapter for route in self._catalogue.routes.values() if route.adapter}):
+        for name in self._route_adapters():
             try:
                 served = await self.resolve(name)
                 if served.model not in await served.engine.models():
@@ -87,6 +96,9 @@ class EngineServing:
             except OrchestratorError as error:
                 reasons.append(error.message)
         return reasons
+
+    def _route_adapters(self) -> list[str]:
+        return sorted({route.adapter for route in self._catalogue.routes.values() if route.adapter})
 
     async def _prove(self, adapter: Adapter) -> Served:
         async with self._lock:

@@ -1,4 +1,4 @@
-"""Public fakes for tests of applications and of ourselves: deterministic, fast, without network. A fake may import upward."""
+"""Public fakes for tests of applications and of ourselves: deterministic, fast, no network. A fake may import upward."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from orchestrator.errors import AdapterUnavailableError, LedgerError
 from orchestrator.ledger import Record
 from orchestrator.pipeline import Served
 from orchestrator.types import Adapter, Completion, Generation, Passage, Usage
+
+Script = Sequence[str | Exception | asyncio.Event | Completion]
+
 
 class HashEmbedder:
     """Words hashed into dimensions: the same text gives the same unit vector, texts that share words are near."""
@@ -58,7 +61,7 @@ class MemoryStore:
     async def search(
         self, text: str, vector: Sequence[float], *, collection: str, k: int, as_of: datetime | None = None
     ) -> list[Passage]:
-        """The k passages valid at ``as_of`` with most words in common, in the order given where they have equally many."""
+        """The k passages valid at ``as_of`` that share most words with ``text``; equal ones in the order given."""
         moment = as_of or datetime.now(UTC)
         valid = [passage for passage in self.collections.get(collection, ()) if _is_valid(passage, moment)]
         wanted = set(re.findall(r"\w+", text.lower()))
@@ -72,7 +75,7 @@ class ScriptedEngine:
     A Completion is added at the end unless the script holds one or ``truncated`` is set.
     """
 
-    def __init__(self, *scripts: Sequence[str | Exception | asyncio.Event | Completion], truncated: bool = False) -> None:
+    def __init__(self, *scripts: Script, truncated: bool = False) -> None:
         self._scripts = list(scripts)
         self._truncated = truncated
         self.received: list[Generation] = []
@@ -199,7 +202,7 @@ def _is_valid(passage: Passage, moment: datetime) -> bool:
 
 
 async def _play(
-    script: Sequence[str | Exception | asyncio.Event | Completion], model: str, truncated: bool
+    script: Script, model: str, truncated: bool
 ) -> AsyncIterator[str | Completion]:
     text = ""
     for piece in script:

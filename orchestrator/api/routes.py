@@ -176,7 +176,7 @@ class Api:
 async def serve(
     service: Service, host: str, port: int, *, base_url: str | None = None, ready: Callable[[str], None] | None = None
 ) -> None:
-    """Serves until SIGINT or SIGTERM, then lets running answers end (30 s; a second signal cuts them off).
+    """Serves until SIGINT or SIGTERM, then lets running answers end (30 s; a second signal or a cancel cuts them off).
 
     ``ready`` is called with the server's URL; port 0 takes a free one. Raises LaunchError when the address is taken.
     """
@@ -201,6 +201,10 @@ async def serve(
         ready(url)
     try:
         await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        server.force_exit = True
+        await server.shutdown(sockets=[listener])
+        raise
     finally:
         listener.close()
         await _end(server.server_state.tasks)

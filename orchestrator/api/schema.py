@@ -138,7 +138,7 @@ class EmbeddingRequest:
 
 
 def parse_json(raw: bytes) -> Json:
-    """The object in a body. Raises InputError for anything else, also NaN, half a surrogate and 1,025 levels (row A8)."""
+    """The object in a body. Raises InputError for anything else: NaN, half a surrogate, 1,025 levels (row A8)."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -148,12 +148,25 @@ def parse_json(raw: bytes) -> Json:
     return body
 
 
+def resolve_model(name: str, catalogue: Catalogue) -> tuple[str | None, str | None]:
+    """Route and adapter that a model's name pins. Raises UnknownNameError."""
+    if name == ROUTED:
+        return None, None
+    prefix, _, route = name.partition("/")
+    if prefix == ROUTED and route in catalogue.routes:
+        return route, None
+    for candidate in catalogue.routes.values():
+        if name and candidate.adapter == name:
+            return candidate.name, name
+    raise _no_model(name, "GET /v1/models lists what there is")
+
+
 def parse_chat(body: Json, catalogue: Catalogue, tenant: str) -> ChatRequest:
     """The request in a body. Raises InputError that names the parameter, UnknownNameError for the model."""
     for key in body.keys() - _CHAT_KEYS:
         _refuse_unless_harmless(key, body[key])
     model = _text(body, "model") or ""
-    route, adapter = _resolve_model(model, catalogue)
+    route, adapter = resolve_model(model, catalogue)
     own = _object(body, "orchestrator")
     _refuse_unknown(own, _OWN_KEYS, "orchestrator.")
     if route and own.get("route") not in (None, route):
@@ -227,7 +240,7 @@ def completion_body(answer: Answer, request: ChatRequest, created: int, base_url
         "model": request.model,
         "choices": [choice],
         "usage": usage_fields(answer.usage),
-        "orchestrator": own_fields(answer, request),
+        "orchestrator": own_fields(answer, request.ignored),
     }
 
 
@@ -288,7 +301,7 @@ def citation_url(base_url: str, citation: Citation) -> str:
     return f"{base_url}/v1/documents/{document}/versions/{citation.version}#char={start},{end}"
 
 
-def own_fields(answer: Answer, request: ChatRequest) -> Json:
+def own_fields(answer: Answer, ignored: Sequence[str] = ()) -> Json:
     """What came about and why: the one key that is ours."""
     return {
         "id": answer.id,
@@ -300,7 +313,7 @@ def own_fields(answer: Answer, request: ChatRequest) -> Json:
         "flags": list(answer.flags),
         "degraded": answer.degraded,
         "adapter": answer.adapter,
-        "ignored": list(request.ignored),
+        "ignored": list(ignored),
         "timings_ms": dict(answer.timings_ms),
     }
 
@@ -362,19 +375,6 @@ def error_headers(error: OrchestratorError) -> dict[str, str]:
     if error.http_status < 500 or error.code in _FINAL_CODES:
         return {**headers, "x-should-retry": "false"}
     return headers
-
-
-def _resolve_model(name: str, catalogue: Catalogue) -> tuple[str | None, str | None]:
-    """Route and adapter that a model's name pins."""
-    if name == ROUTED:
-        return None, None
-    prefix, _, route = name.partition("/")
-    if prefix == ROUTED and route in catalogue.routes:
-        return route, None
-    for candidate in catalogue.routes.values():
-        if name and candidate.adapter == name:
-            return candidate.name, name
-    raise _no_model(name, "GET /v1/models lists what there is")
 
 
 def _no_model(name: str, hint: str) -> UnknownNameError:

@@ -70,7 +70,11 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the answer. Raises ClientDisconnect, and OrchestratorError while no byte has been sent."""
-        await while_connected(receive, self._run(send))
+        try:
+            await while_connected(receive, self._run(send))
+        except ClientDisconnect:
+            if not self.started:
+                raise
 
     async def _run(self, send: Send) -> None:
         try:
@@ -110,7 +114,7 @@ class EventStream:
         head = self._chunk({"content": content}) if self.request.as_json else b""
         delta = {"annotations": url_citations(answer, content, self.base_url)}
         last = chunk_body(self.request, self.created, delta, finish_reason(answer))
-        last["orchestrator"] = own_fields(answer, self.request)
+        last["orchestrator"] = own_fields(answer, self.request.ignored)
         if not self.request.include_usage:
             return head + _event(last)
         usage = {**chunk_body(self.request, self.created, None), "usage": usage_fields(answer.usage)}

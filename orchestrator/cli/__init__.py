@@ -24,6 +24,7 @@ _COMMANDS = {
     "audit": "answers",
     "train": "behaviour",
     "adapters": "behaviour",
+    "reference": "reference",
 }
 
 

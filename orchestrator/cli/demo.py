@@ -45,8 +45,7 @@ async def demo(output: Output, settings: Settings) -> None:
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
         show = _Shown(output, orchestrator, steps)
         await show.indexing()
-        if reasons := await orchestrator.readiness():
-            raise OrchestratorError("; ".join(reasons))
+        await orchestrator.start()
         now = await show.answer("A cited answer", CITED, lambda a: bool(a.citations))
         await show.answer(
             f"The same question, as of {EARLIER}",

@@ -11,7 +11,6 @@ from rich.table import Table
 from orchestrator.app import Orchestrator
 from orchestrator.cli.output import Output, command
 from orchestrator.doctor import Finding, examine
-from orchestrator.errors import LaunchError
 from orchestrator.launch import postgres, supervisor
 from orchestrator.launch.service import Service
 from orchestrator.settings import Settings
@@ -26,8 +25,7 @@ async def up(output: Output, settings: Settings, only: str | None) -> None:
         await asyncio.to_thread(postgres.start, settings.home_dir)
     else:
         async with Orchestrator.open(settings, progress=output.say) as orchestrator:
-            for reason in await orchestrator.readiness():
-                raise LaunchError(reason)
+            await orchestrator.start()
     _show(output, _services(settings))
 
 

@@ -188,7 +188,8 @@ class HttpEmbedder:
             rows = np.array(found, dtype=np.float32)
         except (ValueError, TypeError) as error:
             raise EngineError(f"The embeddings server sent something that is not a number: {error}") from error
-        return unit_rows(rows, self.dimensions, start).tolist()
+        vectors: list[list[float]] = unit_rows(rows, self.dimensions, start).tolist()
+        return vectors
 
 
 def unit_rows(rows: Rows, dimensions: int, start: int = 0) -> Rows:
@@ -202,7 +203,8 @@ def unit_rows(rows: Rows, dimensions: int, start: int = 0) -> Rows:
     if bad.size:
         what = "is all zeros" if lengths[bad[0], 0] == 0 else "holds NaN or infinity"
         raise _bad_row(start + int(bad[0]), what)
-    return rows / lengths
+    scaled: Rows = rows / lengths
+    return scaled
 
 
 def _bad_row(index: int, what: str) -> EngineError:

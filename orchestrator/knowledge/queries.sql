@@ -208,19 +208,20 @@ where d.collection_id = %(collection_id)s and d.external_id = %(external_id)s
 
 -- name: search
 -- One round trip. Lexical: BM25 in Lucene's variant (Robertson & Zaragoza 2009, idf with + 1 so that it stays positive)
--- over the question's lexemes joined by OR. Dense: exact cosine; `+ 0` keeps a cached generic plan from taking an index
--- that would leave rows out. Both scores are exact for every candidate of either side. Fusion: convex combination of the
--- scores normalised by their theoretical minimum (BM25 0, cosine -1) and their maximum over the candidates
--- (Bruch, Gai, Ingber 2023, "tm2c2").
-with collection as (
+-- over the question's lexemes joined by OR. Dense: the cosine of every vector of the collection. Both scores are exact for
+-- every candidate of either side. Fusion: convex combination of the scores normalised by their theoretical minimum
+-- (BM25 0, cosine -1) and their maximum over the candidates (Bruch, Gai, Ingber 2023, "tm2c2").
+-- `coalesce(live @> ...)`: the planner takes half of the chunks to be live; of a bare `@>` it takes one in 200 and then walks
+-- postings and vectors chunk by chunk (29 ms in place of 7 for 5,000 chunks).
+with collection as materialized (
     select id, embedding_space, language, bm25_k1::float8 as k1, bm25_b::float8 as b, chunk_count,
-           term_count::float8 / greatest(chunk_count, 1) as average,
+           greatest(term_count::float8 / greatest(chunk_count, 1), 1e-9) as average,
            case %(mode)s when 'lexical' then 0 when 'dense' then 1 else dense_weight::float8 end as weight
     from collections
     where tenant = %(tenant)s and name = %(collection)s and (%(space)s::text is null or embedding_space = %(space)s)
-), moment as (
+), moment as materialized (
     select coalesce(%(as_of)s::timestamptz, now()) as at
-), asked as (
+), asked as materialized (
     select t.id, ln(1 + (c.chunk_count - t.document_count + 0.5) / (t.document_count + 0.5)::float8) as idf
     from collection c
     cross join lateral unnest(to_tsvector(c.language, %(text)s)) q
@@ -228,22 +229,19 @@ with collection as (
     where %(mode)s <> 'dense'
 ), matched as materialized (
     select p.chunk_id,
-           sum(a.idf * p.frequency * (c.k1 + 1)
-               / (p.frequency + c.k1 * (1 - c.b + c.b * k.term_count / greatest(c.average, 1e-9)))) as bm25
+           sum(a.idf * p.frequency * (c.k1 + 1) / (p.frequency + c.k1 * (1 - c.b + c.b * k.term_count / c.average))) as bm25
     from collection c
-    cross join moment m
     cross join asked a
     join postings p on p.term_id = a.id
-    join chunks k on k.id = p.chunk_id and k.live @> m.at
+    join chunks k on k.id = p.chunk_id and coalesce(k.live @> (select at from moment), false)
     group by p.chunk_id
 ), near as materialized (
+    -- Scalar subqueries, not a join with `collection`: the planner then knows how many rows there are and hashes chunks.
     select e.chunk_id, 1 - (e.embedding <=> %(vector)s::halfvec) as cosine
-    from collection c
-    cross join moment m
-    join vectors e on e.collection_id = c.id and e.space = c.embedding_space
-    join chunks k on k.id = e.chunk_id and k.live @> m.at
-    where %(mode)s <> 'lexical'
-    order by (e.embedding <=> %(vector)s::halfvec) + 0, e.chunk_id
+    from vectors e
+    join chunks k on k.id = e.chunk_id and coalesce(k.live @> (select at from moment), false)
+    where e.collection_id = (select id from collection) and e.space = (select embedding_space from collection)
+      and %(mode)s <> 'lexical'
 ), candidates as (
     (select chunk_id from matched order by bm25 desc, chunk_id limit %(depth)s)
     union

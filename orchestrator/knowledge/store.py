@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
-from orchestrator.database import Connection, Database, Row, copy_rows, statement
+from orchestrator.database import Connection, Database, Json, Row, copy_rows, statement
 from orchestrator.errors import InputError, UnknownNameError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.lexical import add_postings, remove_postings
@@ -147,7 +145,7 @@ class PgStore:
                 valid_from=document.valid_from,
                 now=now,
             )
-            described = {**names, "title": document.title, "source": document.source, "metadata": Jsonb(dict(document.metadata))}
+            described = {**names, "title": document.title, "source": document.source, "metadata": Json(dict(document.metadata))}
             if place is None:
                 if row and is_latest(versions, document):
                     await connection.execute(statement("update-document"), {**described, "document_id": row.id})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from orchestrator.errors import LaunchError, MissingExtraError
 if TYPE_CHECKING:
     import psutil
 
+KILL_TIMEOUT_S = 10
 SITE = Path(__file__).parent / "site"  # holds sitecustomize.py, see there
 
 
@@ -50,14 +54,18 @@ def run_module(module: str, *arguments: str, what: str, extra: str) -> None:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on ``path`` between processes; the kernel drops it when the holder dies."""
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds an exclusive lock on ``path`` between processes, and says whether it was got; the kernel drops it at death."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -77,18 +85,127 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def find(pid: int | None, since: float | None) -> psutil.Process | None:
-    """The process with that pid and start time (seconds since 1970); None when it ended or its pid was given away."""
+def find(pid: int | None, born: str | None) -> psutil.Process | None:
+    """The process with that pid and birth (see ``birth``); None when it ended or its pid was given away."""
+    if pid is None or born is None or birth(pid) != born:
+        return None
+    try:
+        return _psutil().Process(pid)
+    except _psutil().Error:
+        return None
+
+
+def birth(pid: int) -> str | None:
+    """Tells a process from a later one with its pid; None when it does not run (a zombie does not).
+
+    Not its start time: that moves when the clock is set, and a living supervisor would be taken for dead (row F14).
+    """
+    try:
+        process = _psutil().Process(pid)
+        if process.status() == _psutil().STATUS_ZOMBIE:
+            return None
+        if sys.platform != "linux":
+            return str(process.create_time())
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
+    except (_psutil().Error, OSError):
+        return None
+
+
+def since(pid: int) -> datetime | None:
+    """When the process started, for people to read."""
+    try:
+        return datetime.fromtimestamp(_psutil().Process(pid).create_time(), UTC)
+    except _psutil().Error:
+        return None
+
+
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """Session leaders of ours whose environment holds ``variable=value``."""
+    found = []
+    for process in _psutil().process_iter():
+        try:
+            if process.environ().get(variable) == value and os.getsid(process.pid) == process.pid:
+                found.append(process)
+        except (_psutil().Error, OSError):
+            continue
+    return found
+
+
+def end_session(leader: int, born: str | None, patience_s: float) -> None:
+    """Ends every process of the session that ``leader`` opened: SIGTERM, then SIGKILL after ``patience_s``.
+
+    vLLM renames its processes, which overwrites their environment; their session stays. A living leader with another
+    birth means that the number was given away, which happens only once the whole session is gone.
+    """
+    members = _session(leader, born)
+    if patience_s and members:
+        _signal(members[:1] if members[0].pid == leader else members, signal.SIGTERM)  # the leader ends its own children
+        wait_gone(members, patience_s, kill=False)
+    wait_gone(_session(leader, born), 0)
+
+
+def wait_gone(processes: Sequence[psutil.Process], patience_s: float, kill: bool = True) -> None:
+    """Waits until they ended; what is left after ``patience_s`` is killed."""
+    _gone, alive = _psutil().wait_procs(processes, timeout=patience_s)
+    if kill:
+        _signal(alive, signal.SIGKILL)
+        _psutil().wait_procs(alive, timeout=KILL_TIMEOUT_S)
+
+
+def _session(leader: int, born: str | None) -> list[psutil.Process]:
+    if birth(leader) not in (None, born):
+        return []
+    members = []
+    for process in _psutil().process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != _psutil().STATUS_ZOMBIE:
+                members.append(process)
+        except (_psutil().Error, OSError):
+            continue
+    return sorted(members, key=lambda process: process.pid != leader)
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(_psutil().NoSuchProcess):
+            process.send_signal(number)
+
+
+def _psutil() -> Any:
     try:
         import psutil
     except ImportError as error:
         raise MissingExtraError("embedded", "Running services on this machine") from error
+    return psutil
+
+
+def digest(value: Any) -> str:
+    """Names a JSON value by its content."""
+    return bytes_digest(orjson.dumps(value))
+
+
+def bytes_digest(content: bytes) -> str:
+    """Names bytes by their content."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The same of a file; empty when there is none."""
     try:
-        process = psutil.Process(pid or 0)
-        same = pid is not None and process.create_time() == since and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return None
-    return process if same else None
+        return bytes_digest(path.read_bytes())
+    except FileNotFoundError:
+        return ""
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a log; empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            return "\n".join(file.read().decode("utf-8", "replace").strip().splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
 
 
 def fsync(path: Path) -> None:

@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -70,7 +69,7 @@ def stop(home: Path) -> None:
             if _postmaster(data):
                 arguments = ["stop", "-w", "-t", str(STOP_TIMEOUT_S), "-m", mode, "-D", str(data)]
                 _run(_binaries() / "pg_ctl", *arguments, data=data, check=False)
-            _wait_gone(running)
+            children.wait_gone(running, ORPHANS_TIMEOUT_S)
         (home / "run" / "postgres.json").unlink(missing_ok=True)
 
 
@@ -79,14 +78,12 @@ def status(home: Path) -> Service:
     home = home.absolute()
     data = home / "postgres"
     if found := _recorded(home):
-        since = datetime.fromtimestamp(found["since"], UTC)
-        return Service("postgres", "ready", found["pid"], found["url"], since)
+        return Service("postgres", "ready", found["pid"], found["url"], children.since(found["pid"]))
     if not data.exists():
         return Service("postgres", "stopped", detail="never started", remedy="orchestrator up")
     if process := _postmaster(data):
-        since = datetime.fromtimestamp(process.create_time(), UTC)
-        return Service("postgres", "starting", process.pid, since=since, detail=_log_tail(data, 1))
-    return Service("postgres", "stopped", detail=_log_tail(data, 1), remedy="orchestrator up")
+        return Service("postgres", "starting", process.pid, since=children.since(process.pid), detail=children.tail(data / "server.log", 1))
+    return Service("postgres", "stopped", detail=children.tail(data / "server.log", 1), remedy="orchestrator up")
 
 
 def _start(home: Path) -> str:
@@ -107,7 +104,7 @@ def _start(home: Path) -> str:
     socket = _socket_of(data)
     _ensure_database(data, socket)
     url = f"postgresql://postgres@/{DATABASE}?host={quote(str(socket), safe='/')}"
-    record = {"pid": process.pid, "since": process.create_time(), "url": url}
+    record = {"pid": process.pid, "born": children.birth(process.pid), "url": url}
     children.write_atomic(home / "run" / "postgres.json", orjson.dumps(record))
     return url
 
@@ -170,7 +167,7 @@ def _binaries() -> Path:
 def _recorded(home: Path) -> dict[str, Any] | None:
     """What the last start recorded, when that very process still runs (pid and start time)."""
     record = children.read_json(home / "run" / "postgres.json")
-    if children.find(record.get("pid"), record.get("since")) and _status_line(home / "postgres") == "ready":
+    if children.find(record.get("pid"), record.get("born")) and _status_line(home / "postgres") == "ready":
         return record
     return None
 
@@ -219,21 +216,9 @@ def _clear_remains(data: Path) -> None:
 
     PostgreSQL keeps a lock file whose pid exists, even as a zombie or as another program that got the number.
     """
-    _wait_gone(list(_processes(data)))
+    children.wait_gone(list(_processes(data)), ORPHANS_TIMEOUT_S)
     for stale in (data / "postmaster.pid", _socket_folder(data) / ".s.PGSQL.5432.lock"):
         stale.unlink(missing_ok=True)
-
-
-def _wait_gone(processes: list[psutil.Process]) -> None:
-    import psutil
-
-    _gone, alive = psutil.wait_procs(processes, timeout=ORPHANS_TIMEOUT_S)
-    for process in alive:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=ORPHANS_TIMEOUT_S)
 
 
 def _socket_of(data: Path) -> Path:
@@ -301,7 +286,7 @@ def _output(*command: str, data: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", **_child(data), check=False)
     if done.returncode:
         raise _failed(data, f"does not answer: {done.stderr.strip()}")
-    return done.stdout
+    return str(done.stdout)
 
 
 def _child(data: Path) -> dict[str, Any]:
@@ -314,17 +299,8 @@ def _child(data: Path) -> dict[str, Any]:
     return options
 
 
-def _log_tail(data: Path, lines: int) -> str:
-    try:
-        with (data / "server.log").open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-            return "\n".join(log.read().decode("utf-8", "replace").strip().splitlines()[-lines:])
-    except FileNotFoundError:
-        return ""
-
-
 def _failed(data: Path, what: str) -> LaunchError:
-    tail = _log_tail(data, 6)
+    tail = children.tail(data / "server.log", 6)
     return LaunchError(f"PostgreSQL in {data} {what}. {_hint(tail)} The last lines of {data / 'server.log'}:\n{tail}")
 
 

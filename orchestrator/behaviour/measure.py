@@ -1,0 +1,238 @@
+"""Measures how well a model keeps a contract: test examples and an engine in, rates with 95 % intervals out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from orchestrator.behaviour.examples import Branch, Group, normalise_answer
+from orchestrator.compose import Composition, compose_messages
+from orchestrator.contract import Contract
+from orchestrator.errors import ContractError, EngineError
+from orchestrator.prompts import Prompt
+from orchestrator.protocols import Engine
+from orchestrator.types import Completion, Generation, Message, Passage
+
+Shots = Literal["none", "two"]
+
+_SHOTS = (
+    (
+        "[1] Sparrow\nThe sparrow nests under roofs. It lays five eggs in April.\n\n"
+        "[2] Clock tower\nThe clock tower was finished in 1911. Its bell weighs two tonnes.\n\n"
+        "[3] Cheese market\nThe cheese market takes place on Thursdays.",
+        "When was the clock tower finished?",
+        {"answerable": True, "citations": [2], "answer": "1911"},
+    ),
+    (
+        "[1] Tram\nThe tram runs from the station to the harbour.\n\n"
+        "[2] Orchard\nThe orchard has forty apple trees. They were planted by the school.",
+        "Who paid for the harbour?",
+        {"answerable": False, "citations": [], "answer": ""},
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test question with its passages in the order of their numbers."""
+
+    passages: tuple[Passage, ...]
+    branch: Branch
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What is asked: a served model, with or without two examples in the prompt, with or without constrained decoding."""
+
+    name: str
+    model: str
+    shots: Shots = "none"
+    constrained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A mean of 0..1 over ``n`` cases with its 95 % interval; all three 0 when there is no case."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One answer judged. ``f1`` 0..1; the others as booleans; ``refused`` is False for an invalid answer."""
+
+    valid: bool
+    refused: bool
+    cites_gold: bool
+    contains_gold: bool
+    exact: bool
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One configuration's rates over the same cases."""
+
+    configuration: Configuration
+    valid: Rate
+    cites_gold: Rate
+    contains_gold: Rate
+    exact: Rate
+    f1: Rate
+    refused: Rate
+    false_refusal: Rate
+    prompt_tokens: float
+    completion_tokens: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a manifest or a table."""
+        return asdict(self)
+
+
+def cases_from(groups: Iterable[Group], limit: int | None = None) -> list[Case]:
+    """Each group's questions as cases of their own, in order."""
+    cases = [Case(group.passages, branch) for group in groups for branch in group.branches]
+    return cases[:limit]
+
+
+async def measure(
+    engine: Engine,
+    cases: Sequence[Case],
+    configuration: Configuration,
+    *,
+    prompt: Prompt,
+    contract: Contract,
+    count: Callable[[str], int],
+    budget_tokens: int = 1600,
+    max_tokens: int = 120,
+    concurrency: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Asks every case greedily and judges the answers. Raises EngineError when the engine fails."""
+    gate = asyncio.Semaphore(concurrency)
+    done = 0
+
+    async def ask(case: Case) -> tuple[Outcome, Completion]:
+        nonlocal done
+        composition = compose_messages(
+            prompt, case.branch.question, case.passages, count=count, budget_tokens=budget_tokens
+        )
+        generation = _generation(composition, configuration, contract, max_tokens)
+        async with gate:
+            completion = await complete(engine, generation)
+        done += 1
+        if progress:
+            progress(done, len(cases))
+        return judge(completion.text, case.branch, contract), completion
+
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(ask(case)) for case in cases]
+    results = [task.result() for task in asked]
+    return _report(configuration, cases, results)
+
+
+async def complete(engine: Engine, generation: Generation) -> Completion:
+    """The engine's whole answer to one request."""
+    async for event in engine.stream(generation):
+        if isinstance(event, Completion):
+            return event
+    raise EngineError(f"{generation.model} ended its stream without a completion; look at the engine's log")
+
+
+def judge(text: str, branch: Branch, contract: Contract) -> Outcome:
+    """Compares one output with the right answer (exact match and F1 as in SQuAD's evaluate-v2.0.py)."""
+    try:
+        data = contract.parse_output(text)
+    except ContractError:
+        return Outcome(False, False, False, False, False, 0.0)
+    refused = contract.is_refusal(data)
+    numbers = list(data[contract.citations]) if contract.citations else []
+    answer = "" if refused else str(data[contract.answer])
+    if not branch.answerable:
+        return Outcome(True, refused, False, False, refused, float(refused))
+    return Outcome(
+        valid=True,
+        refused=refused,
+        cites_gold=numbers == list(branch.citations),
+        contains_gold=set(branch.citations) <= set(numbers),
+        exact=any(normalise_answer(answer) == normalise_answer(gold) for gold in branch.answers),
+        f1=max(overlap_f1(answer, gold) for gold in branch.answers),
+    )
+
+
+def overlap_f1(answer: str, gold: str) -> float:
+    """F1 of the words that two answers share, 0..1 (SQuAD's evaluate-v2.0.py, compute_f1)."""
+    got, wanted = normalise_answer(answer).split(), normalise_answer(gold).split()
+    if not got or not wanted:
+        return float(got == wanted)
+    same = sum((Counter(got) & Counter(wanted)).values())
+    return 2 * same / (len(got) + len(wanted))
+
+
+def wilson(hits: int, n: int) -> Rate:
+    """A rate with its 95 % Wilson interval (Wilson 1927)."""
+    if n == 0:
+        return Rate(0.0, 0.0, 0.0, 0)
+    z = 1.959964
+    share = hits / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Rate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def bootstrap(values: Sequence[float], rounds: int = 1000, seed: int = 0) -> Rate:
+    """A mean with its 95 % percentile-bootstrap interval, seeded."""
+    if not values:
+        return Rate(0.0, 0.0, 0.0, 0)
+    chance = random.Random(seed)
+    means = sorted(sum(chance.choices(values, k=len(values))) / len(values) for _ in range(rounds))
+    at = round(0.025 * (rounds - 1))
+    return Rate(sum(values) / len(values), means[at], means[-1 - at], len(values))
+
+
+def _generation(
+    composition: Composition, configuration: Configuration, contract: Contract, max_tokens: int
+) -> Generation:
+    messages = composition.messages
+    if configuration.shots == "two":
+        system = tuple(message for message in messages if message.role == "system")
+        messages = (*system, *_shots(contract), *messages[len(system) :])
+    schema = contract.engine_schema(len(composition.passages)) if configuration.constrained else None
+    return Generation(model=configuration.model, messages=messages, max_tokens=max_tokens, schema=schema)
+
+
+def _shots(contract: Contract) -> tuple[Message, ...]:
+    turns: list[Message] = []
+    for passages, question, data in _SHOTS:
+        turns.append(Message("user", f"{passages}\n\nQuestion: {question}"))
+        turns.append(Message("assistant", contract.dump(data)))
+    return tuple(turns)
+
+
+def _report(
+    configuration: Configuration, cases: Sequence[Case], results: Sequence[tuple[Outcome, Completion]]
+) -> Report:
+    judged = [(case.branch.answerable, outcome) for case, (outcome, _) in zip(cases, results, strict=True)]
+    right = [outcome for answerable, outcome in judged if answerable]
+    none = [outcome for answerable, outcome in judged if not answerable]
+    usages = [completion.usage for _, completion in results]
+    return Report(
+        configuration=configuration,
+        valid=wilson(sum(outcome.valid for _, outcome in judged), len(judged)),
+        cites_gold=wilson(sum(outcome.cites_gold for outcome in right), len(right)),
+        contains_gold=wilson(sum(outcome.contains_gold for outcome in right), len(right)),
+        exact=wilson(sum(outcome.exact for outcome in right), len(right)),
+        f1=bootstrap([outcome.f1 for outcome in right]),
+        refused=wilson(sum(outcome.refused for outcome in none), len(none)),
+        false_refusal=wilson(sum(outcome.refused for outcome in right), len(right)),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages) / max(1, len(usages)),
+        completion_tokens=sum(usage.completion_tokens for usage in usages) / max(1, len(usages)),
+    )

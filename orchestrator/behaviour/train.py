@@ -1,0 +1,366 @@
+"""Trains an adapter: questions and an index in, a PEFT folder with its manifest out.
+
+``train_adapter`` builds the examples, then trains in a child process (``python -m orchestrator.behaviour.train JOBDIR``),
+so that the caller stays light and a kill costs at most a few steps: the same call goes on where the run stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.behaviour.examples import (
+    SPLIT_RULE,
+    Group,
+    Recipe,
+    Search,
+    build_groups,
+    load_questions,
+    read_groups,
+    summarise,
+    write_groups,
+)
+from orchestrator.behaviour.fit import (
+    CHECKPOINT,
+    TARGETS,
+    Fit,
+    Progress,
+    Report,
+    attach_lora,
+    forbid_vision,
+    greedy,
+    mean_loss,
+    open_base,
+    train_lora,
+    write_adapter,
+    write_atomically,
+)
+from orchestrator.behaviour.probe import PROBE_TOKENS, probe_messages
+from orchestrator.behaviour.tokens import Renderer, pack
+from orchestrator.contract import Contract
+from orchestrator.errors import OrchestratorError, TrainingError
+from orchestrator.prompts import Catalogue, parse_prompt
+from orchestrator.tokens import LocalTokens
+
+CHECKPOINT_STEPS = 10
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What to train. ``data``: questions.jsonl or its folder; ``base``: model folder; ``out``: where the adapter goes."""
+
+    name: str
+    data: Path
+    collection: str
+    base: Path
+    out: Path
+    base_name: str = "SmolLM2-135M-Instruct"
+    prompt: str = "grounded"
+    contract: str = "cited_answer"
+    budget_tokens: int = 1600
+    max_examples: int = 3000
+    threads: int = 1
+    recipe: Recipe = field(default_factory=Recipe)
+    fit: Fit = field(default_factory=Fit)
+
+    @property
+    def job(self) -> Path:
+        """Folder of the unfinished run, beside the adapter."""
+        return self.out.with_name(f"{self.out.name}.job")
+
+
+async def train_adapter(
+    request: TrainRequest, *, search: Search, catalogue: Catalogue, progress: Report | None = None
+) -> Path:
+    """Folder of the trained adapter (``request.out``). Called again after a kill, it goes on where the run stood.
+
+    Raises TrainingError that says what to do; then nothing half-written lies at ``request.out``.
+    """
+    report = progress or (lambda _: None)
+    if (request.out / "manifest.json").is_file():
+        raise TrainingError(f"{request.out} holds an adapter already; name another --out or move it away")
+    if request.contract != "cited_answer":
+        raise TrainingError(f"examples are made for the contract cited_answer, not {request.contract!r}")
+    _make_folder(request.job)
+    with _only_one(request.job):
+        await _prepare(request, search, catalogue, report)
+        await _run_child(request.job, report)
+        finished = request.job / "adapter"
+        try:
+            request.out.parent.mkdir(parents=True, exist_ok=True)
+            finished.replace(request.out)
+        except OSError as error:
+            raise TrainingError(f"the finished adapter in {finished} cannot be moved to {request.out}: {error}") from error
+    shutil.rmtree(request.job, ignore_errors=True)
+    return request.out
+
+
+async def _prepare(request: TrainRequest, search: Search, catalogue: Catalogue, report: Report) -> None:
+    """Writes examples and job.json; a prepared job of the same request is kept, so that a resumed run sees the same data."""
+    prompt, contract = catalogue.prompt(request.prompt), catalogue.contract(request.contract)
+    wanted = _describe(request, prompt.body, contract.body)
+    file = request.job / "job.json"
+    if file.is_file():
+        stored = json.loads(file.read_text("utf-8"))
+        if stored["request"] == wanted:
+            return
+        report(Progress("examples", 0, request.max_examples, note="data or settings changed: examples are built anew"))
+    questions = load_questions(request.data)
+
+    def show(done: int, total: int) -> None:
+        report(Progress("examples", done, total))
+
+    train = await build_groups(
+        questions, search, split="train", count=request.max_examples, recipe=request.recipe, progress=show
+    )
+    held_out = await _validation(questions, search, request)
+    digest = write_groups(train, request.job / "train.jsonl")
+    write_groups(held_out, request.job / "validation.jsonl")
+    content = {"request": wanted, "data_digest": digest, "counts": summarise(train)}
+    write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+async def _validation(questions: Any, search: Search, request: TrainRequest) -> list[Group]:
+    wider = replace(request.recipe, depth=request.recipe.depth * 5)  # few of the passages found are of this split
+    try:
+        return await build_groups(
+            questions, search, split="validation", count=max(8, request.max_examples // 40), recipe=wider
+        )
+    except TrainingError:
+        return []  # a small corpus may have none
+
+
+def _describe(request: TrainRequest, prompt: str, contract: str) -> dict[str, Any]:
+    """Everything that decides the weights, as JSON values."""
+    questions = request.data / "questions.jsonl" if request.data.is_dir() else request.data
+    values = asdict(request) | {"base": str(request.base), "prompt_body": prompt, "contract_body": contract}
+    del values["data"], values["out"]
+    values["questions_sha256"] = hashlib.sha256(questions.read_bytes()).hexdigest() if questions.is_file() else ""
+    described: dict[str, Any] = json.loads(json.dumps(values))
+    return described
+
+
+async def _run_child(job: Path, report: Report) -> None:
+    """Runs the training process, hands its progress on, and raises TrainingError with its reason when it fails."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (job / "log").open("ab") as log:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__, str(job), stdout=asyncio.subprocess.PIPE, stderr=log, env=env
+        )
+        failure = ""
+        try:
+            assert child.stdout is not None
+            async for line in child.stdout:
+                event = json.loads(line)
+                failure = event.pop("error", "") or failure
+                if event:
+                    report(Progress(**event))
+            code = await child.wait()
+        finally:
+            if child.returncode is None:
+                child.terminate()
+                await child.wait()
+    if failure:
+        raise TrainingError(failure)
+    if code == -9:
+        raise TrainingError(
+            "the training process was killed, most likely for memory; free some and run the same command again: it continues"
+        )
+    if code:
+        raise TrainingError(f"the training process ended with code {code}; its log is {job / 'log'}")
+
+
+def run_job(job: Path, report: Report) -> None:
+    """The child's work: tokens, training, probes and manifest. Writes ``JOBDIR/adapter`` in one move."""
+    began = datetime.now(UTC)
+    finished = job / "adapter"
+    if (finished / "manifest.json").is_file():
+        return
+    stored = json.loads((job / "job.json").read_text("utf-8"))
+    wanted: Mapping[str, Any] = stored["request"]
+    fit = Fit(**wanted["fit"])
+    base_sha256 = digest_weights(Path(wanted["base"]))
+    forbid_vision()
+    model, tokenizer = open_base(Path(wanted["base"]), wanted["threads"])
+    renderer = Renderer(
+        tokenizer,
+        parse_prompt(wanted["prompt"], wanted["prompt_body"]),
+        Contract.parse(wanted["contract"], wanted["contract_body"]),
+        LocalTokens(Path(wanted["base"])).count,
+        wanted["budget_tokens"],
+    )
+    data = [pack(renderer.group(group)) for group in read_groups(job / "train.jsonl")]
+    held_out = [pack(renderer.group(group)) for group in read_groups(job / "validation.jsonl")]
+    model = attach_lora(model, fit)
+    key = hashlib.sha256(json.dumps([stored, base_sha256], sort_keys=True).encode()).hexdigest()
+    spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report)
+    validation_loss = mean_loss(model, held_out) if held_out else None
+    part = job / ".adapter.part"
+    shutil.rmtree(part, ignore_errors=True)
+    write_adapter(model, part, wanted["base_name"])
+    report(Progress("probe", 0, 1))
+    manifest = _manifest(wanted, stored, renderer, base_sha256, began) | {
+        "training": spent | {"validation_loss": validation_loss, "peak_memory_mb": _peak_memory_mb()},
+        "probe": _probe(model, tokenizer, renderer),
+        "digest": adapter_digest(part),
+        "measurements": {},
+    }
+    write_atomically(part / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+    part.replace(finished)
+    report(Progress("probe", 1, 1))
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over the sorted names and bytes of the adapter's weights and configuration: its identity."""
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), folder / "adapter_config.json"], key=lambda file: file.name)
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def digest_weights(folder: Path) -> str:
+    """sha256 of a model folder's ``*.safetensors``, in the order of their names. Raises TrainingError without any."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise TrainingError(f"{folder} holds no *.safetensors; name a model folder, or run `orchestrator up` once to fetch one")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _manifest(
+    wanted: Mapping[str, Any], stored: Mapping[str, Any], renderer: Renderer, base_sha256: str, began: datetime
+) -> dict[str, Any]:
+    fit = wanted["fit"]
+    return {
+        "name": wanted["name"],
+        "base": {"name": wanted["base_name"], "sha256": base_sha256},
+        "lora": {"rank": fit["rank"], "alpha": fit["alpha"], "targets": list(TARGETS)},
+        "prompt": {"name": renderer.prompt.name, "digest": renderer.prompt.digest},
+        "contract": {"name": renderer.contract.name, "digest": renderer.contract.digest},
+        "budget_tokens": wanted["budget_tokens"],
+        "data": {
+            "questions_sha256": wanted["questions_sha256"],
+            "examples_sha256": stored["data_digest"],
+            "split": SPLIT_RULE,
+            "recipe": wanted["recipe"],
+            **stored["counts"],
+        },
+        "fit": fit,
+        "trained_at": began.isoformat(timespec="seconds"),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": wanted["threads"]},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def _probe(model: Any, tokenizer: Any, renderer: Renderer) -> list[dict[str, Any]]:
+    conversations = probe_messages(renderer.prompt, renderer.count, renderer.budget_tokens)
+    prompts = [renderer.prompt_ids(messages) for messages in conversations]
+    trained = greedy(model, tokenizer, prompts, PROBE_TOKENS)
+    with model.disable_adapter():
+        plain = greedy(model, tokenizer, prompts, PROBE_TOKENS)
+    return [
+        {"messages": [asdict(message) for message in messages], "adapter": written, "base": other}
+        for messages, written, other in zip(conversations, trained, plain, strict=True)
+    ]
+
+
+@contextmanager
+def _only_one(job: Path) -> Iterator[None]:
+    """Keeps a second process from training the same job; the lock dies with its process."""
+    with (job / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another process trains in {job}; wait for it or name another --out") from error
+        yield
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be made ({error.strerror}); name another --out") from error
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _peak_memory_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "darwin" else 1024)
+
+
+def _emit(values: Mapping[str, Any]) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the training process: one line of JSON per step on standard output."""
+    os.nice(5)  # a training run must not starve the services beside it
+    last = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if progress.note or progress.done in (0, progress.total) or time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            _emit(asdict(progress))
+
+    try:
+        job = Path(arguments[0])
+        with _lock_child(job):
+            run_job(job, report)
+    except OrchestratorError as error:
+        _emit({"error": error.message})
+        return 1
+    except OSError as error:
+        _emit({"error": f"{error}; free some space or memory and run the same command again: it continues"})
+        return 1
+    return 0
+
+
+@contextmanager
+def _lock_child(job: Path) -> Iterator[None]:
+    """A child whose parent was killed may still run; its successor waits until it has ended."""
+    with (job / "child.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

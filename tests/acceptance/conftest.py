@@ -1,0 +1,148 @@
+"""A real server on loopback over the shipped prompts and fakes for the world, and the unmodified official client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+from orchestrator.api import serve
+from orchestrator.app import Orchestrator
+from orchestrator.pipeline import Pipeline
+from orchestrator.prompts import load_catalogue
+from orchestrator.resources import folder
+from orchestrator.router import open_router
+from orchestrator.settings import Settings
+from orchestrator.testing import (
+    HashEmbedder,
+    MemoryLedger,
+    MemoryServing,
+    MemoryStore,
+    ScriptedEngine,
+    WordTokens,
+    passage,
+)
+from orchestrator.types import Adapter
+
+LEAVE = "Every employee has 25 days of leave a year."
+GROUNDED = ('{"answerable": true, "citations": [1], ', '"answer": "25', " days", " of", ' leave"}')
+GROUNDED_TEXT = "25 days of leave [1]"
+DIRECT = ('{"answer": "Good', " morning", '"}')
+QUESTION = "How many days of leave do I get?"
+
+
+class MemoryRegistry:
+    """The adapters that are in service."""
+
+    async def list(self) -> list[Adapter]:
+        return [ADAPTER]
+
+
+class Readiness:
+    """Reasons that a test may set."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    async def reasons(self) -> list[str]:
+        return self.found
+
+
+ADAPTER = Adapter(
+    name="cited-answer",
+    digest="ab" * 32,
+    path=Path("adapter"),
+    base="base",
+    rank=16,
+    prompt="grounded",
+    prompt_digest="",
+    contract="cited_answer",
+    contract_digest="",
+    state="active",
+)
+
+
+@dataclass
+class World:
+    """A running server and everything behind it."""
+
+    url: str
+    engine: ScriptedEngine
+    ledger: MemoryLedger
+    serving: MemoryServing
+    readiness: Readiness
+    orchestrator: Orchestrator
+    official: AsyncOpenAI
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def client(self, api_key: str = "any", **options: Any) -> AsyncOpenAI:
+        """The official client, without its own retries."""
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, **options)
+
+    async def ask(self, question: str = QUESTION, **options: Any) -> Any:
+        """One call through the official client."""
+        values = {"model": "orchestrator", "messages": [{"role": "user", "content": question}], **options}
+        return await self.official.chat.completions.create(**values)
+
+
+Start = Callable[..., Awaitable[World]]
+
+
+async def build(engine: ScriptedEngine, ledger: MemoryLedger, **settings: Any) -> tuple[Orchestrator, Readiness]:
+    """An Orchestrator over fakes."""
+    values = Settings(**settings).resolved()
+    catalogue = load_catalogue(folder("prompts"))
+    embedder = HashEmbedder()
+    store = MemoryStore({"default": [passage(1, LEAVE), passage(2, "Lunch is at noon."), passage(3, "Parking is free.")]})
+    serving = MemoryServing(engine, {"cited-answer": ADAPTER})
+    router = await open_router(catalogue, embedder)
+    pipeline = Pipeline(values, catalogue, router, embedder, store, serving, ledger, WordTokens())
+    readiness = Readiness()
+    orchestrator = Orchestrator(
+        values, catalogue, pipeline, embedder, store=store, registry=MemoryRegistry(), serving=readiness
+    )
+    return orchestrator, readiness
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts servers that end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(*scripts: Any, ledger: MemoryLedger | None = None, truncated: bool = False, **settings: Any) -> World:
+            engine = ScriptedEngine(*(scripts or (GROUNDED,)), truncated=truncated)
+            kept = ledger or MemoryLedger()
+            orchestrator, readiness = await build(engine, kept, **settings)
+            url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            task = asyncio.create_task(serve(orchestrator, "127.0.0.1", 0, ready=url.set_result))
+            stack.push_async_callback(_end, task)
+            await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED)
+            official = AsyncOpenAI(base_url=f"{await url}/v1", api_key="any", max_retries=0)
+            stack.push_async_callback(official.close)
+            return World(await url, engine, kept, orchestrator.pipeline.serving, readiness, orchestrator, official)  # type: ignore[arg-type]
+
+        yield begin
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def until(condition: Callable[[], bool], steps: int = 500) -> None:
+    """Waits for a condition; the test fails when it does not come (about five seconds)."""
+    for _ in range(steps):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
