@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -64,7 +64,7 @@ class Orchestrator:
             if hasattr(embedder, "aclose"):
                 stack.push_async_callback(embedder.aclose)
             store = PgStore(database, tenant=settings.tenant)
-            registry = Registry(database, settings.tenant)
+            registry = Registry(database, settings)
             await ensure_shipped(registry, settings)
             ledger = await stack.enter_async_context(Ledger.open(database))
             serving = await stack.enter_async_context(EngineServing.open(settings, catalogue, registry, progress))
@@ -82,7 +82,7 @@ class Orchestrator:
         """The checked answer to a query."""
         return await self.pipeline.ask(query)
 
-    async def stream(self, question: str | Query, **options: Any) -> AsyncIterator[Event]:
+    async def stream(self, question: str | Query, **options: Any) -> AsyncGenerator[Event]:
         """The plan, the answer's text as it comes, and the checked Answer."""
         query = question if isinstance(question, Query) else self.query(question, **options)
         async with aclosing(self.pipeline.stream(query)) as events:
@@ -170,15 +170,15 @@ class Orchestrator:
         unknown = options.keys() - {"route", "collection", "adapter", "k", "max_tokens", "temperature", "seed"}
         if unknown:
             raise InputError(f"unknown options {sorted(unknown)}")
-        return Query(
-            text, as_of=_moment(as_of, end_of), history=tuple(history), tenant=self.settings.tenant, **options
-        )
+        return Query(text, as_of=_moment(as_of, end_of), history=tuple(history), tenant=self.settings.tenant, **options)
 
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """The database alone, started when it is embedded and brought to this code's schema."""
-    url = settings.database_url or await asyncio.to_thread(_start_postgres, settings)
+    url = settings.database_url
+    if url is None:
+        url = await asyncio.to_thread(_start_postgres, settings)
     async with Database.open(url, settings.pool_size) as database:
         await migrate(database)
         yield database

@@ -27,6 +27,8 @@ _NUMBER_WORDS = {
         "seventeen eighteen nineteen twenty".split()  # noqa: SIM905
     )
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90"}
+_DATE = re.compile(r"\b\d{4}-(\d\d)-\d\d\b|\b\d{1,2}[./](\d{1,2})[./]\d{4}\b")
+_MONTHS = "january february march april may june july august september october november december".split()  # noqa: SIM905
 # Words that carry no fact of their own: an answer of nothing else ("Yes") is not asked to share words with its source.
 _EMPTY_WORDS = frozenset(
     "a an the and or but nor so if then than that this these those it its they them their he she his her him we our us "
@@ -145,8 +147,9 @@ def _strip(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _content(text: str) -> set[str]:
-    """Words that carry meaning, without endings and digits."""
+    """Words that carry meaning, without endings and digits; a date in figures names its month."""
     words = set(_WORD.findall(text.lower())) - _EMPTY_WORDS
+    words.update(_MONTHS[int(iso or local) - 1] for iso, local in _DATE.findall(text) if 1 <= int(iso or local) <= 12)
     return {_stem(word) for word in words if not any(char.isdigit() for char in word)}
 
 

@@ -1,4 +1,4 @@
-"""The only door to PostgreSQL: a pool, transactions, named statements from .sql files, and our errors for the driver's."""
+"""The only door to PostgreSQL: a pool, transactions, named statements from .sql files, our errors for the driver's."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ Connection = psycopg.AsyncConnection[Row]
 
 __all__ = ["Connection", "Database", "Json", "Row", "copy_rows", "statement"]
 
-SQL_FILES = ("queries.sql", "ledger.sql", "knowledge/queries.sql")
+SQL_FILES = ("queries.sql", "ledger.sql", "knowledge/queries.sql", "behaviour/queries.sql")
 
-_NEXT_STEP = "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` says what is wrong."
+_NEXT_STEP = (
+    "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` looks for the cause."
+)
 _NAME = re.compile(r"^-- name: ([\w-]+)[ \t]*$", re.MULTILINE)
 
 
@@ -58,9 +60,9 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, pool_size: int = 8) -> AsyncIterator[Database]:
-        """A database for the length of the block. Raises DatabaseError when it cannot be reached; never shows the password."""
+        """A database for the length of the block. Raises DatabaseError when it cannot be reached."""
         with _mapped(url):
-            # The pool would retry in the background for its whole timeout; one plain attempt tells at once what is wrong.
+            # The pool would retry in the background until its timeout; one plain attempt tells at once what is wrong.
             probe = await psycopg.AsyncConnection.connect(url, connect_timeout=10)
             await probe.close()
         pool: psycopg_pool.AsyncConnectionPool[Connection] = psycopg_pool.AsyncConnectionPool(
@@ -71,7 +73,7 @@ class Database:
             timeout=30,
             kwargs={"autocommit": True, "row_factory": _named_rows, "application_name": "orchestrator"},
             configure=_configure,
-            check=psycopg_pool.AsyncConnectionPool.check_connection,  # after a restart of PostgreSQL, dead ones are replaced
+            check=psycopg_pool.AsyncConnectionPool.check_connection,  # replaces dead ones after a restart of PostgreSQL
         )
         with _mapped(url):
             await pool.open()
@@ -91,7 +93,7 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Connection]:
-        """One connection on which each statement is a transaction of its own; errors are mapped as in ``transaction``."""
+        """One connection on which each statement is a transaction of its own; errors as in ``transaction``."""
         with _mapped(self._url):
             async with self._pool.connection() as connection:
                 yield connection
@@ -118,14 +120,15 @@ async def copy_rows(
             await copy.write_row(row)
 
 
-def _named_rows(cursor: psycopg.BaseCursor[Any, Any]) -> Callable[[Sequence[Any]], Row]:
+def _named_rows(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Row]:
     # psycopg's own namedtuple_row refuses columns without a name or with the same name; here they become _0, _1...
-    return _row_class(tuple(column.name for column in cursor.description or ()))._make
+    make: Callable[[Sequence[Any]], Row] = _row_class(tuple(column.name for column in cursor.description or ()))._make
+    return make
 
 
 @lru_cache(maxsize=512)
 def _row_class(names: tuple[str, ...]) -> Any:
-    return namedtuple("Row", names, rename=True)  # noqa: PYI024 (the fields are known at run time only)
+    return namedtuple("Row", names, rename=True)
 
 
 async def _configure(connection: Connection) -> None:
@@ -144,7 +147,8 @@ def _mapped(url: str) -> Iterator[None]:
     except (psycopg.DataError, UnicodeEncodeError) as error:
         raise InputError(f"PostgreSQL cannot hold this value: {_said(error, url)}") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise DatabaseError(f"the database at {_place(url)} does not serve: {_said(error, url)} {_NEXT_STEP}") from error
+        message = f"the database at {_place(url)} does not serve: {_said(error, url)} {_NEXT_STEP}"
+        raise DatabaseError(message) from error
     except psycopg.Error as error:
         raise DatabaseError(f"PostgreSQL refused a statement: {_said(error, url)}") from error
 

@@ -77,11 +77,15 @@ def _extras(settings: Settings) -> list[Finding]:
 def _home(home: Path) -> Finding:
     existing = next(path for path in (home, *home.parents) if path.exists())
     if not os.access(existing, os.W_OK):
-        return Finding("wrong", "data directory", f"{home} cannot be written", "set ORCHESTRATOR_HOME to your own folder")
+        return Finding(
+            "wrong", "data directory", f"{home} cannot be written", "set ORCHESTRATOR_HOME to your own folder"
+        )
     free = shutil.disk_usage(existing).free
     found = f"{home}, {free / 1e9:.0f} GB free"
     if free < MIN_FREE_BYTES:
-        return Finding("wrong", "data directory", found, f"free {MIN_FREE_BYTES // 10**9} GB there, or set ORCHESTRATOR_HOME")
+        return Finding(
+            "wrong", "data directory", found, f"free {MIN_FREE_BYTES // 10**9} GB there, or set ORCHESTRATOR_HOME"
+        )
     return Finding("ok", "data directory", found)
 
 
@@ -149,4 +153,6 @@ def _service(service: Service) -> Finding:
         return Finding("ok", service.name, f"ready at {service.url}")
     if service.state == "failed":
         return Finding("wrong", service.name, service.detail, service.remedy or "orchestrator up")
-    return Finding("note", service.name, f"{service.state} {service.detail}".strip(), service.remedy or "orchestrator up")
+    return Finding(
+        "note", service.name, f"{service.state} {service.detail}".strip(), service.remedy or "orchestrator up"
+    )

@@ -91,7 +91,7 @@ class DatabaseError(OrchestratorError):
 
     code = "database_unavailable"
     http_status = 503
-    retry_after_s = 5
+    retry_after_s: int | None = 5
 
 
 class StorageFullError(DatabaseError):

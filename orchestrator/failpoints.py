@@ -7,7 +7,7 @@ import signal
 
 
 def failpoint(name: str) -> None:
-    """Kills this process when ``FAILPOINT`` in its environment is ``name`` (``name:3``: at the third time); else nothing."""
+    """Kills this process when ``FAILPOINT`` in its environment is ``name`` (``name:3``: at the third time)."""
     wanted = os.environ.get("FAILPOINT")
     if not wanted or wanted.partition(":")[0] != name:
         return

@@ -31,7 +31,7 @@ try:
     from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.runnables import Runnable, RunnableConfig
-    from pydantic import Field, PrivateAttr
+    from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 except ImportError as error:
     raise MissingExtraError("langchain", "orchestrator.langchain") from error
 
@@ -98,6 +98,14 @@ class Opened:
             return
         with asyncio.Runner() as runner:
             yield runner.run
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a reply says of its call: the model that was named, and what was given and is not used."""
+
+    model: str
+    ignored: tuple[str, ...]
 
 
 class _Relay:
@@ -167,6 +175,7 @@ def open_blocking(settings: Settings | None = None, **overrides: Any) -> Iterato
 class OrchestratorRetriever(BaseRetriever):
     """Passages as LangChain documents; id, version and character span are in their metadata."""
 
+    model_config = ConfigDict(extra="forbid")
     orchestrator: Any = Field(exclude=True, repr=False)
     k: int = 10
     collection: str | None = None
@@ -201,6 +210,7 @@ class OrchestratorChatModel(BaseChatModel):
     obeyed (they are named under ``ignored``): a route's prompt belongs to its adapter.
     """
 
+    model_config = ConfigDict(extra="forbid")
     orchestrator: Any = Field(exclude=True, repr=False)
     model: str = "orchestrator"
     collection: str | None = None
@@ -211,6 +221,13 @@ class OrchestratorChatModel(BaseChatModel):
     seed: int | None = None
     stop: list[str] | None = None
     _opened: Opened = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_transport_options(cls, values: Any) -> Any:
+        """LangChain hands these to every chat model; there is no transport here that they could be about."""
+        unused = ("api_key", "max_retries", "streaming", "timeout")
+        return {name: value for name, value in values.items() if name not in unused}
 
     def model_post_init(self, context: Any) -> None:
         """Remembers the loop that the model was made on."""
@@ -235,8 +252,8 @@ class OrchestratorChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        query, ignored = self._query(messages, stop, kwargs)
-        return _result(self._opened.block(self._opened.orchestrator.answer(query)), ignored)
+        query, facts = self._query(messages, stop, kwargs)
+        return _result(self._opened.block(self._opened.orchestrator.answer(query)), facts)
 
     async def _agenerate(
         self,
@@ -245,8 +262,8 @@ class OrchestratorChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        query, ignored = self._query(messages, stop, kwargs)
-        return _result(await self._opened.wait(self._opened.orchestrator.answer(query)), ignored)
+        query, facts = self._query(messages, stop, kwargs)
+        return _result(await self._opened.wait(self._opened.orchestrator.answer(query)), facts)
 
     def _stream(
         self,
@@ -255,9 +272,9 @@ class OrchestratorChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        query, ignored = self._query(messages, stop, kwargs)
+        query, facts = self._query(messages, stop, kwargs)
         for event in self._opened.iterate(query):
-            for chunk in _chunks(event, query.id, ignored):
+            for chunk in _chunks(event, query.id, facts):
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -269,18 +286,18 @@ class OrchestratorChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        query, ignored = self._query(messages, stop, kwargs)
+        query, facts = self._query(messages, stop, kwargs)
         async with aclosing(self._opened.aiterate(query)) as events:  # type: ignore[type-var]
             async for event in events:
-                for chunk in _chunks(event, query.id, ignored):
+                for chunk in _chunks(event, query.id, facts):
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
 
     def _query(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, options: dict[str, Any]
-    ) -> tuple[Query, tuple[str, ...]]:
-        """The question with its options; what was given and is not used."""
+    ) -> tuple[Query, _Facts]:
+        """The question with its options, and what the reply is to say of the call."""
         if stop or self.stop:
             raise InputError("stop is not supported: an answer ends where its contract says; cut its text yourself")
         names = ("collection", "as_of", "k", "temperature", "max_tokens", "seed")
@@ -290,8 +307,10 @@ class OrchestratorChatModel(BaseChatModel):
         question, history, ignored = _read(messages)
         wanted = {name: options.get(name, getattr(self, name)) for name in names}
         orchestrator = self._opened.orchestrator
-        route, adapter = resolve_model(options.get("model", self.model), orchestrator.catalogue)
-        return orchestrator.query(question, history=history, route=route, adapter=adapter, **wanted), ignored
+        model = str(options.get("model", self.model))
+        route, adapter = resolve_model(model, orchestrator.catalogue)
+        query: Query = orchestrator.query(question, history=history, route=route, adapter=adapter, **wanted)
+        return query, _Facts(model, ignored)
 
 
 class OrchestratorRunnable(Runnable[str, Answer]):
@@ -401,14 +420,14 @@ def _text(message: BaseMessage) -> str:
     return "\n".join(str(text) for text in texts)
 
 
-def _result(answer: Answer, ignored: Sequence[str]) -> ChatResult:
+def _result(answer: Answer, facts: _Facts) -> ChatResult:
     message = AIMessage(
-        content=answer.text, id=answer.id, usage_metadata=_usage(answer), response_metadata=_metadata(answer, ignored)
+        content=answer.text, id=answer.id, usage_metadata=_usage(answer), response_metadata=_metadata(answer, facts)
     )
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def _chunks(event: Event, answer_id: str, ignored: Sequence[str]) -> Iterator[ChatGenerationChunk]:
+def _chunks(event: Event, answer_id: str, facts: _Facts) -> Iterator[ChatGenerationChunk]:
     if isinstance(event, Delta):
         yield ChatGenerationChunk(message=AIMessageChunk(content=event.text, id=answer_id))
     elif isinstance(event, Answer):
@@ -417,7 +436,7 @@ def _chunks(event: Event, answer_id: str, ignored: Sequence[str]) -> Iterator[Ch
                 content="",
                 id=answer_id,
                 usage_metadata=_usage(event),
-                response_metadata=_metadata(event, ignored),
+                response_metadata=_metadata(event, facts),
                 chunk_position="last",
             )
         )
@@ -428,12 +447,12 @@ def _usage(answer: Answer) -> UsageMetadata:
     return UsageMetadata(input_tokens=given, output_tokens=made, total_tokens=given + made)
 
 
-def _metadata(answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
+def _metadata(answer: Answer, facts: _Facts) -> dict[str, Any]:
     return {
-        "model_name": answer.model or "orchestrator",
+        "model_name": facts.model,
         "model_provider": "orchestrator",
         "finish_reason": answer.finish_reason,
-        "orchestrator": own_fields(answer, ignored),
+        "orchestrator": own_fields(answer, facts.ignored),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,6 +16,7 @@ from orchestrator.contract import Contract
 from orchestrator.errors import (
     AdapterUnavailableError,
     ContractError,
+    EngineUnavailableError,
     InputError,
     LedgerError,
     OrchestratorError,
@@ -105,7 +106,7 @@ class Pipeline:
                     return event
         raise StreamBrokenError("the pipeline ended without an answer", answer_id=query.id)
 
-    async def stream(self, query: Query) -> AsyncIterator[Event]:
+    async def stream(self, query: Query) -> AsyncGenerator[Event]:
         """The plan, the answer's text as it is generated, and the checked Answer; each error carries the answer's id."""
         clock = Clock()
         run = Run(query)
@@ -136,11 +137,11 @@ class Pipeline:
             raise
         except Exception as error:
             logger.exception("answer %s failed", query.id)
-            failure = OrchestratorError(f"an unexpected {type(error).__name__}; the log has it", answer_id=query.id)
-            await self._fail(run, clock, failure)
-            raise failure from error
+            mistake = OrchestratorError(f"an unexpected {type(error).__name__}; the log has it", answer_id=query.id)
+            await self._fail(run, clock, mistake)
+            raise mistake from error
 
-    async def _steps(self, query: Query, clock: Clock, run: Run) -> AsyncIterator[Event]:
+    async def _steps(self, query: Query, clock: Clock, run: Run) -> AsyncGenerator[Event]:
         check_query(query, self.settings)
         plan, vector = await self._plan(query, clock)
         if plan.action != "answer":
@@ -180,8 +181,10 @@ class Pipeline:
             ),
         )
         yield plan
-        async for event in self._generate(run, clock, plan, contract, composition, served, generation):
-            yield event
+        # Closed with us: an inner generator that is only dropped would let the model run on until it is collected.
+        async with aclosing(self._generate(run, clock, plan, contract, composition, served, generation)) as events:
+            async for event in events:
+                yield event
 
     async def _generate(
         self,
@@ -192,11 +195,11 @@ class Pipeline:
         composition: Composition,
         served: Served,
         generation: Generation,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         answer_text = AnswerStream(contract)
         shown = ""
         completion: Completion | None = None
-        async with aclosing(self._ask_engine(served, generation, plan)) as pieces:  # type: ignore[type-var]
+        async with aclosing(self._ask_engine(served, generation, plan)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Completion):
                     completion = piece
@@ -276,40 +279,34 @@ class Pipeline:
             )
         return served
 
-    async def _ask_engine(
-        self, served: Served, generation: Generation, plan: Plan
-    ) -> AsyncIterator[str | Completion]:
-        """The engine's stream; an engine that lost the adapter gets it back once, before the first token."""
+    async def _ask_engine(self, served: Served, generation: Generation, plan: Plan) -> AsyncGenerator[str | Completion]:
+        """The engine's stream; an engine that was restarted, or lost the adapter, is found again once, before the first token."""
         started = False
         try:
-            async with aclosing(served.engine.stream(generation)) as pieces:  # type: ignore[type-var]
+            async with aclosing(served.engine.stream(generation)) as pieces:
                 async for piece in pieces:
                     started = True
                     yield piece
             return
-        except AdapterUnavailableError:
-            self.serving.forget(plan.adapter)
-            if started or served.adapter is None:
+        except (AdapterUnavailableError, EngineUnavailableError):
+            if started:
                 raise
-        again = await self.serving.resolve(plan.adapter)
-        if again.adapter is None or again.adapter.digest != (served.adapter and served.adapter.digest):
+            self.serving.forget(plan.adapter)
+        again = await self.serving.resolve(plan.adapter if served.adapter else None)
+        if again.model != generation.model:
             raise AdapterUnavailableError(f"adapter {plan.adapter!r} changed while the question was asked; ask again")
-        async with aclosing(again.engine.stream(generation)) as pieces:  # type: ignore[type-var]
+        async with aclosing(again.engine.stream(generation)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def _compose(
-        self, query: Query, plan: Plan, passages: Sequence[Passage], served: Served
-    ) -> Composition:
+    async def _compose(self, query: Query, plan: Plan, passages: Sequence[Passage], served: Served) -> Composition:
         route = self.catalogue.route(plan.route)
         prompt = self.catalogue.prompt(plan.prompt or "")
         history = query.history[-route.history_turns :] if route.history_turns else ()
         budget = min(plan.budget_tokens, self.settings.engine_max_len - plan.max_tokens)
 
         def compose(count: Callable[[str], int]) -> Composition:
-            return compose_messages(
-                prompt, query.text, passages, count=count, budget_tokens=budget, history=history
-            )
+            return compose_messages(prompt, query.text, passages, count=count, budget_tokens=budget, history=history)
 
         if self.tokens is not None:
             return await asyncio.to_thread(compose, self.tokens.count)
@@ -406,4 +403,3 @@ def _check(contract: Contract, completion: Completion, composition: Composition)
                 f"the answer was cut off after {completion.usage.completion_tokens} tokens; raise max_tokens of the route"
             ) from error
         raise
-

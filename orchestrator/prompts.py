@@ -163,7 +163,7 @@ def _parse_route(name: str, keys: Mapping[str, Any]) -> Route:
             value = tuple(value)
         elif kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             wanted = {tuple: "a list of strings", int: "a whole number, 0 or more"}.get(kind, kind.__name__)
             raise SettingsError(f"routes.toml [routes.{name}] {key} must be {wanted}")
         values[key] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,7 +52,7 @@ class Store(Protocol):
 class Engine(Protocol):
     """A model server."""
 
-    def stream(self, generation: Generation) -> AsyncIterator[str | Completion]:
+    def stream(self, generation: Generation) -> AsyncGenerator[str | Completion]:
         """Text deltas as they come, then one Completion. Raises EngineError; StreamBrokenError when it ends early."""
         ...
 

@@ -14,7 +14,24 @@ from orchestrator.types import Plan, Query
 
 _WORD = re.compile(r"\w+")
 _ASKING = frozenset(
-    ("how", "what", "which", "who", "when", "where", "why", "is", "are", "was", "do", "does", "did", "should", "must", "may")
+    (
+        "how",
+        "what",
+        "which",
+        "who",
+        "when",
+        "where",
+        "why",
+        "is",
+        "are",
+        "was",
+        "do",
+        "does",
+        "did",
+        "should",
+        "must",
+        "may",
+    )
 )
 _KEYWORD_WINDOW = 4  # "Could you please rewrite ..." has its verb in fourth place
 

@@ -131,9 +131,7 @@ class EngineServing:
         return self._engines[url]
 
 
-async def start_engines(
-    settings: Settings, registry: Registry, progress: Progress | None = None
-) -> dict[str, str]:
+async def start_engines(settings: Settings, registry: Registry, progress: Progress | None = None) -> dict[str, str]:
     """The embedded engines, started if they are not: model name to base URL. Raises LaunchError, EngineError."""
     active = [adapter for adapter in await registry.list() if adapter.state == "active"]
     merged = active[0] if active and settings.adapter_serving != "runtime" else None

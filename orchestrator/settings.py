@@ -23,9 +23,13 @@ def _setting(default: Any, help: str, secret: bool = False) -> Any:
 class Settings:
     """Where everything is. With no setting given, everything runs embedded on this machine."""
 
-    home: Path | None = _setting(None, "Data directory of the embedded services; the platform's data directory when unset.")
+    home: Path | None = _setting(
+        None, "Data directory of the embedded services; the platform's data directory when unset."
+    )
     models_dir: Path | None = _setting(None, "Where model weights are cached; `models` under home when unset.")
-    prompts_dir: Path | None = _setting(None, "Folder with routes.toml, prompts and contracts; the shipped one when unset.")
+    prompts_dir: Path | None = _setting(
+        None, "Folder with routes.toml, prompts and contracts; the shipped one when unset."
+    )
     adapters_dir: Path | None = _setting(None, "Where trained adapters are kept; `adapters` under home when unset.")
     database_url: str | None = _setting(None, "PostgreSQL with pgvector; embedded when unset.", secret=True)
     pool_size: int = _setting(8, "Connections to PostgreSQL, at most.")
@@ -34,7 +38,8 @@ class Settings:
     engine_model: str = _setting("base", "Name under which the engine serves the base model.")
     engine_max_len: int = _setting(4096, "Longest prompt plus answer that the engine accepts, in tokens.")
     adapter_serving: Literal["auto", "runtime", "merged"] = _setting(
-        "auto", "How the embedded engine serves the active adapter: at run time, merged into a copy of the base, or whichever was measured faster."
+        "auto",
+        "How the embedded engine serves the active adapter: at run time, merged into a copy of the base, or whichever was measured faster.",
     )
     embedder: str = _setting("minilm", "`minilm` (embedded), or the model's name at embedder_url.")
     embedder_url: str | None = _setting(None, "Base URL of an OpenAI-compatible embeddings server, without /v1.")
@@ -42,7 +47,9 @@ class Settings:
     embedder_dimensions: int = _setting(384, "Length of the vectors of the embeddings server's model.")
     collection: str = _setting("default", "Collection that is used when none is named.")
     tenant: str = _setting("default", "Tenant whose ledger and collections are used.")
-    api_keys: tuple[str, ...] = _setting((), "Keys that the HTTP server accepts, separated by commas; open when empty.", secret=True)
+    api_keys: tuple[str, ...] = _setting(
+        (), "Keys that the HTTP server accepts, separated by commas; open when empty.", secret=True
+    )
     host: str = _setting("127.0.0.1", "Address that `serve` listens on.")
     port: int = _setting(8080, "Port that `serve` listens on.")
     request_timeout_s: float = _setting(120.0, "Longest time that one question may take, in seconds.")

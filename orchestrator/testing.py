@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,7 +83,7 @@ class ScriptedEngine:
         self.closed = 0  # streams that ended, whether read to their end or not
         self.cancelled = 0  # those of them that were left before their end
 
-    async def stream(self, generation: Generation) -> AsyncIterator[str | Completion]:
+    async def stream(self, generation: Generation) -> AsyncGenerator[str | Completion]:
         """The next script's deltas, then a Completion with their joined text."""
         self.received.append(generation)
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
@@ -201,9 +201,7 @@ def _is_valid(passage: Passage, moment: datetime) -> bool:
     return after_start and (passage.valid_to is None or moment < passage.valid_to)
 
 
-async def _play(
-    script: Script, model: str, truncated: bool
-) -> AsyncIterator[str | Completion]:
+async def _play(script: Script, model: str, truncated: bool) -> AsyncIterator[str | Completion]:
     text = ""
     for piece in script:
         await asyncio.sleep(0)

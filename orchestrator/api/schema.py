@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -94,7 +94,7 @@ class Service(Protocol):
         """Name of the embedding space."""
         ...
 
-    def stream(self, query: Query, /) -> AsyncIterator[Event]:
+    def stream(self, query: Query, /) -> AsyncGenerator[Event]:
         """The plan, the answer's text as it comes, and the checked Answer once it is recorded."""
         ...
 
@@ -313,6 +313,7 @@ def own_fields(answer: Answer, ignored: Sequence[str] = ()) -> Json:
         "flags": list(answer.flags),
         "degraded": answer.degraded,
         "adapter": answer.adapter,
+        "model": answer.model,
         "ignored": list(ignored),
         "timings_ms": dict(answer.timings_ms),
     }

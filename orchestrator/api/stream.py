@@ -97,7 +97,7 @@ class EventStream:
             await self._fail(send, OrchestratorError("the server made a mistake; its log says which"))
 
     async def _send_answer(self, send: Send) -> None:
-        async with aclosing(self.service.stream(self.request.query)) as events:  # type: ignore[type-var]
+        async with aclosing(self.service.stream(self.request.query)) as events:
             async for event in events:
                 if isinstance(event, Delta) and not self.request.as_json:
                     await self._send(send, self._chunk({"content": event.text}))

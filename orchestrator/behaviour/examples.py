@@ -150,7 +150,9 @@ async def build_groups(
         if progress:
             progress(min(state.branches, count), count)
     if not groups:
-        raise TrainingError("the index holds none of these questions' documents; ingest their corpus into the collection first")
+        raise TrainingError(
+            "the index holds none of these questions' documents; ingest their corpus into the collection first"
+        )
     return groups
 
 
@@ -215,7 +217,8 @@ def _choose_passages(
 
 
 def _fit(passages: list[Passage], max_chars: int) -> list[Passage]:
-    kept, left = [], max_chars
+    kept: list[Passage] = []
+    left = max_chars
     for passage in passages:
         left -= len(passage.text) + len(passage.title)
         if left < 0 and kept:
@@ -264,7 +267,9 @@ def answer_from(question: Question, shown: Sequence[Passage]) -> Branch | None:
     """The right answer to ``question`` from these passages, or None when it cannot be told for certain."""
     numbers = [number for number, passage in enumerate(shown, 1) if is_gold(question, passage)]
     if question.answerable and numbers:
-        return Branch(question.id, question.question, question.document_id, "answerable", tuple(numbers[:1]), question.answers)
+        return Branch(
+            question.id, question.question, question.document_id, "answerable", tuple(numbers[:1]), question.answers
+        )
     if not question.answerable:
         own = any(passage.external_id == question.document_id for passage in shown)
         return Branch(question.id, question.question, question.document_id, "unanswerable", (), ()) if own else None
@@ -352,7 +357,9 @@ def _parse_question(line: str, where: str) -> Question:
     try:
         item = json.loads(line)
         answers = tuple(str(answer) for answer in item["answers"])
-        question = Question(str(item["id"]), str(item["question"]), str(item["document_id"]), bool(item["answerable"]), answers)
+        question = Question(
+            str(item["id"]), str(item["question"]), str(item["document_id"]), bool(item["answerable"]), answers
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f'{where} is not {{"id", "question", "document_id", "answerable", "answers"}}: {error}'

@@ -29,7 +29,7 @@ class Fit:
 
     rank: int = 16
     alpha: int = 32
-    learning_rate: float = 6e-4
+    learning_rate: float = 1.2e-3
     epochs: int = 1
     batch: int = 2
     warmup: float = 0.05
@@ -241,7 +241,9 @@ def _take_step(run: _Run, chosen: Sequence[Packed], fit: Fit, step: int, total: 
                 weight.grad = None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
-            raise TrainingError("memory ran out; train with a smaller --batch or smaller chunks, or free some") from error
+            raise TrainingError(
+                "memory ran out; train with a smaller --batch or smaller chunks, or free some"
+            ) from error
         raise
     run.loss = summed / size
     if not math.isfinite(run.loss):

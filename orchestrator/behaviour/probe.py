@@ -15,10 +15,22 @@ PROBE_TOKENS = 48
 NEEDED = 6  # of 8: bf16 kernels differ between batch sizes and machines, so a greedy text may part near a tie
 
 _TEXTS = (
-    ("Lighthouse", "The lighthouse on Gull Rock was built in 1874 by Mary Ellison. Its lamp is lit at dusk by the keeper."),
-    ("Bakery", "The bakery in Mill Street opens at six. Rye bread costs 4 euros, and the walnut loaf is sold on Fridays only."),
-    ("River ferry", "The ferry crosses the river every twenty minutes. Bicycles travel free of charge; cars pay nine euros."),
-    ("Observatory", "The observatory stands on Mount Arvel at 2,310 metres. Its main telescope has a mirror of three metres."),
+    (
+        "Lighthouse",
+        "The lighthouse on Gull Rock was built in 1874 by Mary Ellison. Its lamp is lit at dusk by the keeper.",
+    ),
+    (
+        "Bakery",
+        "The bakery in Mill Street opens at six. Rye bread costs 4 euros, and the walnut loaf is sold on Fridays only.",
+    ),
+    (
+        "River ferry",
+        "The ferry crosses the river every twenty minutes. Bicycles travel free of charge; cars pay nine euros.",
+    ),
+    (
+        "Observatory",
+        "The observatory stands on Mount Arvel at 2,310 metres. Its main telescope has a mirror of three metres.",
+    ),
     ("Library", "Members of the library borrow eight books for four weeks. Late books cost twenty cents a day."),
 )
 _PROBES: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -44,31 +56,31 @@ def probe_messages(prompt: Prompt, count: Callable[[str], int], budget_tokens: i
     ]
 
 
-async def prove_active(engine: Engine, adapter: Adapter, base_model: str) -> None:
-    """Sends the manifest's probe prompts to the adapter and to the base.
+async def prove_active(engine: Engine, adapter: Adapter, base_model: str | None = None) -> None:
+    """Sends the manifest's probe prompts to the adapter, and to ``base_model`` when the engine serves it as well.
 
     Raises AdapterUnavailableError when the adapter answers like the base (its modules were not matched), or unlike the
-    training run (row D4).
+    training run (row D4). Without ``base_model`` the base's answers of the training run stand for it.
     """
     probes = _read_probes(adapter.manifest)
     if not probes:
         raise AdapterUnavailableError(
             f"adapter {adapter.served_name} has no probe in its manifest, so nothing proves it active; train it again"
         )
-    needed = min(NEEDED, len(probes))
     equal = like_base = 0
-    for messages, expected, _ in probes:
+    for messages, trained, base in probes:
         text = await _complete(engine, adapter.served_name, messages)
-        equal += text == expected
-        like_base += text == await _complete(engine, base_model, messages)
+        plain = await _complete(engine, base_model, messages) if base_model else base
+        equal += text == trained
+        like_base += text == plain
     if like_base == len(probes):
         raise AdapterUnavailableError(
-            f"adapter {adapter.served_name} answers exactly like the base {base_model!r}: the engine ignores its weights; "
+            f"adapter {adapter.served_name} answers exactly like the base: the engine ignores its weights; "
             "check that it was trained on the served base"
         )
-    if equal < needed:
+    if equal < min(NEEDED, len(probes)):
         raise AdapterUnavailableError(
-            f"adapter {adapter.served_name} gave {equal} of {len(probes)} trained probe answers, {needed} are needed; "
+            f"adapter {adapter.served_name} gave {equal} of {len(probes)} trained probe answers, {NEEDED} are needed; "
             "it runs on another base or its files are not those that were trained"
         )
 

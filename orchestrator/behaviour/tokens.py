@@ -90,7 +90,9 @@ class Renderer:
                 return mark
         if self.tokenizer.eos_token and "eos_token" in template:
             return str(self.tokenizer.eos_token)
-        raise TrainingError(f"the base model's chat template ends a turn with none of {ASSISTANT_ENDS}; use another base")
+        raise TrainingError(
+            f"the base model's chat template ends a turn with none of {ASSISTANT_ENDS}; use another base"
+        )
 
 
 def pack(conversations: Sequence[Rendered]) -> Packed:

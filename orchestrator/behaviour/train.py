@@ -16,10 +16,11 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from orchestrator.behaviour.examples import (
     write_groups,
 )
 from orchestrator.behaviour.fit import (
-    CHECKPOINT,
     TARGETS,
     Fit,
     Progress,
@@ -50,8 +50,9 @@ from orchestrator.behaviour.fit import (
     write_adapter,
     write_atomically,
 )
+from orchestrator.behaviour.preflight import CONFIG, WEIGHTS, digest_files
 from orchestrator.behaviour.probe import PROBE_TOKENS, probe_messages
-from orchestrator.behaviour.tokens import Renderer, pack
+from orchestrator.behaviour.tokens import Packed, Renderer, pack
 from orchestrator.contract import Contract
 from orchestrator.errors import OrchestratorError, TrainingError
 from orchestrator.prompts import Catalogue, parse_prompt
@@ -106,7 +107,9 @@ async def train_adapter(
             request.out.parent.mkdir(parents=True, exist_ok=True)
             finished.replace(request.out)
         except OSError as error:
-            raise TrainingError(f"the finished adapter in {finished} cannot be moved to {request.out}: {error}") from error
+            raise TrainingError(
+                f"the finished adapter in {finished} cannot be moved to {request.out}: {error}"
+            ) from error
     shutil.rmtree(request.job, ignore_errors=True)
     return request.out
 
@@ -204,13 +207,13 @@ def run_job(job: Path, report: Report) -> None:
         tokenizer,
         parse_prompt(wanted["prompt"], wanted["prompt_body"]),
         Contract.parse(wanted["contract"], wanted["contract_body"]),
-        LocalTokens(Path(wanted["base"])).count,
+        lru_cache(maxsize=8192)(LocalTokens(Path(wanted["base"])).count),  # each passage is counted once per question
         wanted["budget_tokens"],
     )
     data = [pack(renderer.group(group)) for group in read_groups(job / "train.jsonl")]
     held_out = [pack(renderer.group(group)) for group in read_groups(job / "validation.jsonl")]
     model = attach_lora(model, fit)
-    key = hashlib.sha256(json.dumps([stored, base_sha256], sort_keys=True).encode()).hexdigest()
+    key = _run_key(stored, base_sha256, data)
     spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report)
     validation_loss = mean_loss(model, held_out) if held_out else None
     part = job / ".adapter.part"
@@ -228,22 +231,26 @@ def run_job(job: Path, report: Report) -> None:
     report(Progress("probe", 1, 1))
 
 
+def _run_key(stored: Mapping[str, Any], base_sha256: str, data: Sequence[Packed]) -> str:
+    """Names a run by all that decides its weights, the very tokens included: only its own checkpoint is continued."""
+    digest = hashlib.sha256(json.dumps([stored, base_sha256], sort_keys=True).encode())
+    for packed in data:
+        digest.update(repr((packed.ids, packed.branch, packed.predictors)).encode())
+    return digest.hexdigest()
+
+
 def adapter_digest(folder: Path) -> str:
     """sha256 over the sorted names and bytes of the adapter's weights and configuration: its identity."""
-    digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), folder / "adapter_config.json"], key=lambda file: file.name)
-    for file in files:
-        content = file.read_bytes()
-        digest.update(f"{file.name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    return digest_files({name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG)})
 
 
 def digest_weights(folder: Path) -> str:
     """sha256 of a model folder's ``*.safetensors``, in the order of their names. Raises TrainingError without any."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise TrainingError(f"{folder} holds no *.safetensors; name a model folder, or run `orchestrator up` once to fetch one")
+        raise TrainingError(
+            f"{folder} holds no *.safetensors; name a model folder, or run `orchestrator up` once to fetch one"
+        )
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -258,6 +265,7 @@ def _manifest(
     fit = wanted["fit"]
     return {
         "name": wanted["name"],
+        "collection": wanted["collection"],
         "base": {"name": wanted["base_name"], "sha256": base_sha256},
         "lora": {"rank": fit["rank"], "alpha": fit["alpha"], "targets": list(TARGETS)},
         "prompt": {"name": renderer.prompt.name, "digest": renderer.prompt.digest},

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.app import Orchestrator, open_database
+from orchestrator.behaviour.fit import Fit
 from orchestrator.behaviour.registry import Registry
-from orchestrator.behaviour.train import Fit, TrainRequest, train_adapter
+from orchestrator.behaviour.train import TrainRequest, train_adapter
 from orchestrator.cli.output import Output, command
 from orchestrator.launch import weights
 from orchestrator.settings import Settings
@@ -25,8 +26,12 @@ from orchestrator.types import Adapter, Passage
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path), help="Questions as JSONL.")
 @click.option("--name", required=True, help="Name of the adapter.")
 @click.option("--collection", metavar="C", help="Collection with the documents; the configured one when not given.")
-@click.option("--base", type=click.Path(exists=True, path_type=Path), help="Model folder; the embedded model when not given.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the adapter; `trained/NAME` under home when not given.")
+@click.option(
+    "--base", type=click.Path(exists=True, path_type=Path), help="Model folder; the embedded model when not given."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the adapter; `trained/NAME` under home when not given."
+)
 @click.option("--prompt", default="grounded", show_default=True, help="Prompt that it is trained on, and served with.")
 @click.option("--contract", default="cited_answer", show_default=True, help="Contract that its answers keep.")
 @click.option("--max-examples", default=3000, show_default=True, type=click.IntRange(8), help="Examples to train on.")
@@ -49,11 +54,13 @@ async def train(
     fit = Fit(rank=options["rank"], alpha=2 * options["rank"], epochs=options["epochs"], seed=options["seed"])
     collection = collection or settings.collection
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
+        if base is None:
+            base = await asyncio.to_thread(weights.ensure_smollm2, settings.models, output.say)
         request = TrainRequest(
             name=name,
             data=data,
             collection=collection,
-            base=base or await asyncio.to_thread(weights.ensure_smollm2, settings.models, output.say),
+            base=base,
             out=out or settings.home_dir / "trained" / name,
             prompt=options["prompt"],
             contract=options["contract"],

@@ -165,6 +165,4 @@ def _close(output: Output, steps: list[Step], failed: list[Step], now: Answer | 
         console.print("As a server for OpenAI clients:   orchestrator serve")
         console.print(f"The services keep running; stop them with: orchestrator down   ({seconds:.0f} s)")
 
-    output.emit(
-        {"ok": not failed, "seconds": seconds, "steps": steps, "answer_id": now.id if now else None}, text
-    )
+    output.emit({"ok": not failed, "seconds": seconds, "steps": steps, "answer_id": now.id if now else None}, text)

@@ -95,7 +95,9 @@ def command(function: F) -> Any:
         output = Output(as_json)
         try:
             settings = Settings.from_env()
-            logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+            logging.basicConfig(
+                level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+            )
             asyncio.run(function(output, settings, *arguments, **options))
         except OrchestratorError as error:
             fail(output, error)
@@ -117,4 +119,3 @@ def fail(output: Output, error: OrchestratorError) -> None:
         output.notes.print("error: ", style="bold red", end="")
         output.notes.print(error.message, markup=False)
     sys.exit(1)
-

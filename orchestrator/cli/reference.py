@@ -228,7 +228,7 @@ def _kind(kind: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in kind.choices)
     if isinstance(kind, click.IntRange):
         return f"{kind.min} to {kind.max}" if kind.max is not None else f"from {kind.min}"
-    return {"text": "text", "integer": "number", "path": "path"}.get(kind.name, kind.name)
+    return {"integer": "number"}.get(str(kind.name), str(kind.name))
 
 
 def _settings() -> Iterator[str]:

@@ -98,5 +98,3 @@ def _show(output: Output, services: list[Service]) -> None:
 def _exit_if_wrong(findings: list[Finding]) -> None:
     if any(finding.level == "wrong" for finding in findings):
         raise SystemExit(1)
-
-

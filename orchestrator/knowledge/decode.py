@@ -22,7 +22,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def decode_text(data: bytes, declared: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """The text with ``\\n`` line ends, without NUL, and the notes on what was changed. Raises LoadError for binary data."""
+    """The text with ``\\n`` line ends, without NUL, and notes on what was changed. Raises LoadError for binary data."""
     if not data.strip(b"\0 \t\r\n"):
         raise LoadError("the file is empty")
     encoding, notes = _encoding(data, declared)
@@ -35,7 +35,7 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, tuple[st
 
 
 def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
-    """The text as PostgreSQL can hold it: ``\\n`` line ends, no NUL, no lone surrogates; and notes on what was changed."""
+    """The text as PostgreSQL can hold it (``\\n`` line ends, no NUL, no lone surrogates), and notes on the changes."""
     notes = []
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -58,11 +58,11 @@ def _encoding(data: bytes, declared: str | None) -> tuple[str, tuple[str, ...]]:
     controls = len(data) - len(data.translate(None, _CONTROLS))
     if controls > MAX_CONTROL_SHARE * len(data):
         raise LoadError("the file is binary, not text; convert it to text, Markdown, HTML, PDF or DOCX first")
-    if declared:
+    if declared and not declared.lower().startswith(("utf-16", "utf-32")):  # such a page could not have said so
         try:
             data.decode(declared)
             return codecs.lookup(declared).name, ()
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             pass  # the page is wrong about itself
     try:
         data.decode("utf-8")

@@ -9,9 +9,10 @@ from typing import Any
 _DROPPED = {"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "nav", "select", "button"}
 _BLOCKS = {
     "address", "article", "aside", "blockquote", "body", "dd", "details", "div", "dl", "dt", "fieldset", "figcaption",
-    "figure", "footer", "form", "header", "html", "hr", "main", "ol", "p", "section", "summary", "table", "tbody", "tfoot",
-    "thead", "ul",
+    "figure", "footer", "form", "header", "html", "hr", "main", "ol", "p", "section", "summary", "table", "tbody",
+    "tfoot", "thead", "ul",
 }  # fmt: skip
+_FENCE = "```"
 _SPACE = re.compile(r"\s+")
 
 
@@ -23,8 +24,11 @@ def html_to_text(html: str) -> tuple[str, str]:
     titles = tree.css("title")
     heading = tree.css_first("h1")
     title = _inline(titles[0].text()) if titles else _inline(heading.text()) if heading else ""
-    pieces = "".join(_pieces(tree.root))
-    lines = (line.rstrip(" ") for line in pieces.split("\n"))
+    lines = []
+    is_code = False
+    for line in "".join(_pieces(tree.root)).split("\n"):
+        is_code ^= line == _FENCE
+        lines.append(line if is_code else line.strip(" "))
     return title, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
@@ -44,7 +48,7 @@ def _pieces(root: Any) -> Iterator[str]:
         if tag == "-text":
             yield _SPACE.sub(" ", node.text(deep=False) or "")
         elif tag == "pre":
-            yield "\n\n```\n" + node.text().strip("\n") + "\n```\n\n"
+            yield f"\n\n{_FENCE}\n" + node.text().strip("\n") + f"\n{_FENCE}\n\n"
         elif tag == "tr":
             cells = [_inline(cell.text(separator=" ")) for cell in _children(node) if cell.tag in ("td", "th")]
             yield "\n| " + " | ".join(cells) + " |"

@@ -1,4 +1,4 @@
-"""Brings files into a collection: load, split, embed, store. A run that was killed and is run again ends as if it had not been."""
+"""Brings files into a collection: load, split, embed, store. A killed run that is run again ends as if never killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import EngineError, InputError, OrchestratorError
+from orchestrator.errors import EngineUnavailableError, InputError, OrchestratorError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.decode import clean_text
 from orchestrator.knowledge.load import MAX_BYTES, Loader, LoadFailure
@@ -32,7 +32,7 @@ EMBED_TEXTS = 256  # chunks of one call: progress shows and memory is bounded fo
 
 @dataclass(frozen=True, slots=True)
 class IngestEvent:
-    """Progress: what became of one document (or ``embedding``: chunks of the current batch), and the bytes read so far."""
+    """Progress: what became of one document (``embedding``: chunks of this batch so far), and the bytes read."""
 
     status: Literal["added", "updated", "unchanged", "failed", "skipped", "embedding"]
     name: str
@@ -44,7 +44,7 @@ class IngestEvent:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What an ingest did. ``failures``: what did not become a document, with the reason; the others are in the store."""
+    """What an ingest did. ``failures``: what did not become a document, and why; all others are in the store."""
 
     added: int = 0
     updated: int = 0
@@ -72,6 +72,7 @@ class _Run:
     progress: Callable[[IngestEvent], None] | None
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[LoadFailure] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)  # chunk hash to the reason why it has no vector
 
     def tell(self, event: IngestEvent) -> None:
         if self.progress:
@@ -112,7 +113,13 @@ async def ingest(
         raise InputError(f"there is no file or folder {missing[0]!r}", param="paths")
     loader = Loader(paths, id_from, max_bytes)
     return await ingest_documents(
-        loader, store=store, embedder=embedder, collection=collection, progress=progress, valid_from=valid_from, language=language
+        loader,
+        store=store,
+        embedder=embedder,
+        collection=collection,
+        progress=progress,
+        valid_from=valid_from,
+        language=language,
     )
 
 
@@ -126,7 +133,7 @@ async def ingest_documents(
     valid_from: datetime | None = None,
     language: str = "english",
 ) -> IngestReport:
-    """Ingests documents that the caller has made; otherwise as ``ingest``. The iterable is consumed lazily, in a thread."""
+    """Ingests documents that the caller made; otherwise as ``ingest``. The iterable is consumed lazily, in a thread."""
     began = time.monotonic()
     target = await store.open_collection(
         collection, space=embedder.space, dimensions=embedder.dimensions, language=language
@@ -198,8 +205,10 @@ def _is_known(document: Document, known: Known) -> bool:
     )
     if place is not None:
         return False
-    described = (known.title, known.source, known.metadata) == (document.title, document.source, dict(document.metadata))
-    return described or not is_latest(known.versions, document)
+    stored = (known.title, known.source, known.metadata)
+    return stored == (document.title, document.source, dict(document.metadata)) or not is_latest(
+        known.versions, document
+    )
 
 
 async def _write(run: _Run, document: Document, chunks: Sequence[Chunk], vectors: Mapping[str, bytes]) -> None:
@@ -207,11 +216,12 @@ async def _write(run: _Run, document: Document, chunks: Sequence[Chunk], vectors
         raise InputError("there is no text in the document")
     written = await run.store.write_version(run.collection, document, chunks, vectors)
     while written.missing:
+        reason = next((run.refused[sha256] for sha256 in written.missing if sha256 in run.refused), None)
+        if reason:
+            raise InputError(f"a part of it cannot be embedded, so it was not stored: {reason}")
         texts = {chunk.sha256: chunk.indexed for chunk in chunks if chunk.sha256 in written.missing}
-        found = await _embed(run, texts)
-        if not found.keys() >= texts.keys():
-            raise InputError("the embedder gave no usable vector for a part of it; it was not stored")
-        written = await run.store.write_version(run.collection, document, chunks, {**vectors, **found})
+        vectors = {**vectors, **await _embed(run, texts)}
+        written = await run.store.write_version(run.collection, document, chunks, vectors)
     _done(run, document, written)
 
 
@@ -223,28 +233,27 @@ def _done(run: _Run, document: Document, written: Written) -> None:
 
 
 async def _embed(run: _Run, texts: Mapping[str, str]) -> dict[str, bytes]:
-    """Packed vectors by chunk hash; a chunk that the embedder cannot embed is left out, its neighbours are not."""
+    """Packed vectors by chunk hash; a chunk that cannot be embedded goes to ``run.refused``, its neighbours do not."""
     names = list(texts)
     packed: dict[str, bytes] = {}
     for first in range(0, len(names), EMBED_TEXTS):
-        part = names[first : first + EMBED_TEXTS]
-        packed.update(await _embed_part(run.embedder, part, texts))
+        packed.update(await _embed_part(run, names[first : first + EMBED_TEXTS], texts))
         run.tell(IngestEvent("embedding", "", len(packed)))
     return packed
 
 
-async def _embed_part(embedder: Embedder, names: Sequence[str], texts: Mapping[str, str]) -> dict[str, bytes]:
+async def _embed_part(run: _Run, names: Sequence[str], texts: Mapping[str, str]) -> dict[str, bytes]:
     try:
-        vectors = await embedder.embed([texts[name] for name in names])
-        if len(vectors) != len(names) or any(len(vector) != embedder.dimensions for vector in vectors):
-            raise InputError("the embedder gave vectors of another number or length")
+        vectors = await run.embedder.embed([texts[name] for name in names])
+        if len(vectors) != len(names) or any(len(vector) != run.collection.dimensions for vector in vectors):
+            raise InputError("the embedder gave vectors of another number or length than it says")
         return {name: pack_vector(vector) for name, vector in zip(names, vectors, strict=True)}
-    except EngineError:
+    except EngineUnavailableError:
         raise  # the server is down: every other document would fail as well
-    except OrchestratorError:
+    except OrchestratorError as error:
         if len(names) == 1:
-            log.warning("a chunk cannot be embedded; its document is not stored")
+            run.refused[names[0]] = error.message
             return {}
         half = len(names) // 2
-        left = await _embed_part(embedder, names[:half], texts)
-        return {**left, **await _embed_part(embedder, names[half:], texts)}
+        left = await _embed_part(run, names[:half], texts)
+        return {**left, **await _embed_part(run, names[half:], texts)}

@@ -1,14 +1,16 @@
-"""Turns files into documents: Markdown, text, HTML, PDF, DOCX and JSONL, one by one, so that one bad file stops nothing."""
+"""Turns Markdown, text, HTML, PDF, DOCX and JSONL files into documents, one by one: a bad file stops no other."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,28 @@ MAX_FRONT_MATTER = 16_384  # characters
 MAX_METADATA_VALUES = 10_000
 PARSE_TIMEOUT_S = 120
 
+PDF = "application/pdf"
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+RST = "text/x-rst"
+JSONL = (".jsonl", ".ndjson")
+PAGE_BREAK = "\n\n"
 MEDIA_TYPES = {
     ".md": "text/markdown",
     ".markdown": "text/markdown",
     ".txt": "text/plain",
     ".text": "text/plain",
-    ".rst": "text/x-rst",
+    ".rst": RST,
     ".html": "text/html",
     ".htm": "text/html",
-    ".pdf": "application/pdf",
-    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".pdf": PDF,
+    ".docx": DOCX,
     ".jsonl": "application/jsonl",
     ".ndjson": "application/jsonl",
 }
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
-_FIRST_HEADING = re.compile(r"^[ ]{0,3}#[ \t]+(\S.*)$", re.MULTILINE)
+_MARKDOWN_TITLE = re.compile(r"^[ ]{0,3}#[ \t]+(\S.*)$", re.MULTILINE)
+_RST_TITLE = re.compile(r"^(\S.*)\n([=\-~^\"'`#*+.:_])\2{2,}[ \t]*$", re.MULTILINE)
 _HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}charset=[\"']?([\w-]{1,40})", re.IGNORECASE)
 
 
@@ -53,67 +61,90 @@ class LoadFailure:
     skipped: bool = False
 
 
-@dataclass(slots=True)
 class Loader:
     """Iterates over the documents and failures of files and folders; ``read_bytes`` of ``total_bytes`` are done."""
 
-    paths: Iterable[str | Path]
-    id_from: str | None = None
-    max_bytes: int = MAX_BYTES
-    total_bytes: int = field(default=0, init=False)
-    read_bytes: int = field(default=0, init=False)
+    def __init__(self, paths: Iterable[str | Path], id_from: str | None = None, max_bytes: int = MAX_BYTES) -> None:
+        self.total_bytes = 0
+        self.read_bytes = 0
+        self._paths = [Path(path) for path in paths]
+        self._id_field = id_from or "id"
+        self._max_bytes = max_bytes
+        self._seen: set[int] = set()  # hashes of the ids without valid_from: two texts of one id need two times
 
     def __iter__(self) -> Iterator[Document | LoadFailure]:
-        files = [(file, root) for path in self.paths for file, root in _files(Path(path))]
+        files = [(file, root) for path in self._paths for file, root in _files(path)]
         self.total_bytes = sum(_size(file) for file, _ in files)
-        before = 0
+        self.read_bytes = 0
+        self._seen.clear()
         for file, root in files:
-            for item in load_file(file, root=root, id_from=self.id_from, max_bytes=self.max_bytes, progress=self._advance(before)):
-                yield item
-            before += _size(file)
-            self.read_bytes = before
+            done = self.read_bytes + _size(file)
+            yield from self._load_file(file, root)
+            self.read_bytes = done
 
-    def _advance(self, before: int) -> Any:
-        def advance(done: int) -> None:
+    def _load_file(self, file: Path, root: Path) -> Iterator[Document | LoadFailure]:
+        source = clean_text(file.as_posix())[0]
+        suffix = file.suffix.lower()
+        if suffix not in MEDIA_TYPES:
+            kinds = " ".join(sorted(MEDIA_TYPES))
+            yield LoadFailure(source, f"files of this type are not read; known: {kinds}", skipped=True)
+            return
+        try:
+            if suffix in JSONL:
+                yield from self._load_lines(file, source)
+                return
+            if _size(file) > self._max_bytes:
+                raise TooLargeError(f"the file has {_size(file):,} bytes, over {self._limit()}")
+            yield self._unique(_load_one(file, source, file.relative_to(root).as_posix(), self._id_field))
+        except InputError as error:
+            yield LoadFailure(source, error.message)
+        except OSError as error:
+            yield LoadFailure(source, f"the file cannot be read: {error.strerror or error}")
+
+    def _load_lines(self, file: Path, source: str) -> Iterator[Document | LoadFailure]:
+        """One document per line; a bad line is reported with its number and the others go on."""
+        before = self.read_bytes
+        is_empty = True
+        for number, line, done in _lines(file, self._max_bytes):
+            if line is not None and not line.strip():
+                continue
+            is_empty = False
+            try:
+                if line is None:
+                    raise TooLargeError(f"the line is longer than {self._limit()}")
+                yield self._unique(_line_document(line, source, self._id_field))
+            except InputError as error:
+                yield LoadFailure(source, error.message, line=number)
             self.read_bytes = before + done
+        if is_empty:
+            raise LoadError("the file is empty")
 
-        return advance
+    def _unique(self, document: Document) -> Document:
+        key = hash(document.external_id)
+        if document.valid_from is None and key in self._seen:
+            raise LoadError(
+                f"the id {document.external_id!r} occurs a second time; give it another id, or both a valid_from "
+                "if they are versions of one document"
+            )
+        if document.valid_from is None:
+            self._seen.add(key)
+        return document
+
+    def _limit(self) -> str:
+        return f"the limit of {self._max_bytes:,} bytes (ORCHESTRATOR_MAX_DOCUMENT_BYTES)"
 
 
 def load_path(
     path: str | Path, *, id_from: str | None = None, max_bytes: int = MAX_BYTES
 ) -> Iterator[Document | LoadFailure]:
-    """The documents of one file or folder, one by one, and what could not be read. Raises InputError when there is no such path."""
+    """The documents of a file or folder, one by one, and what could not be read. Raises InputError for no such path."""
     return iter(Loader([path], id_from, max_bytes))
-
-
-def load_file(
-    file: Path, *, root: Path, id_from: str | None = None, max_bytes: int = MAX_BYTES, progress: Any = None
-) -> Iterator[Document | LoadFailure]:
-    """The documents of one file; ``root`` is the ingested folder that names are relative to."""
-    source = _printable(file.as_posix())
-    suffix = file.suffix.lower()
-    if suffix not in MEDIA_TYPES:
-        kinds = " ".join(sorted(MEDIA_TYPES))
-        yield LoadFailure(source, f"files of type {suffix or 'without suffix'} are not read; known: {kinds}", skipped=True)
-        return
-    try:
-        if suffix in (".jsonl", ".ndjson"):
-            yield from _load_lines(file, source, id_from or "id", max_bytes, progress)
-            return
-        if file.stat().st_size > max_bytes:
-            raise TooLargeError(f"the file has {file.stat().st_size:,} bytes, over the limit of {max_bytes:,} (ORCHESTRATOR_MAX_DOCUMENT_BYTES)")
-        yield _load_one(file, source, file.relative_to(root).as_posix(), MEDIA_TYPES[suffix], id_from or "id")
-    except InputError as error:
-        yield LoadFailure(source, error.message)
-    except OSError as error:
-        yield LoadFailure(source, f"the file cannot be read: {error.strerror or error}")
 
 
 def _files(path: Path) -> Iterator[tuple[Path, Path]]:
     """The files under a path with the folder that their names are relative to; hidden ones are left out.
 
-    Files that say since when they are valid come after the others, oldest first, so that versions get their numbers in order.
+    Those that say since when they are valid come after the others, oldest first: versions are numbered in that order.
     """
     if path.is_dir():
         found = [
@@ -123,10 +154,10 @@ def _files(path: Path) -> Iterator[tuple[Path, Path]]:
         ]
         found.sort(key=lambda file: (_dated(file), file.relative_to(path).parts))
         yield from ((file, path) for file in found)
-    elif path.exists():
+    elif path.is_file():
         yield path, path.parent
     else:
-        raise InputError(f"there is no file or folder {_printable(str(path))!r}", param="paths")
+        raise InputError(f"there is no file or folder {clean_text(str(path))[0]!r}", param="paths")
 
 
 def _dated(file: Path) -> datetime:
@@ -149,29 +180,42 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _load_one(file: Path, source: str, name: str, media_type: str, id_field: str) -> Document:
+def _load_one(file: Path, source: str, name: str, id_field: str) -> Document:
+    """The document of a file that is not JSONL."""
+    media_type = MEDIA_TYPES[file.suffix.lower()]
+    values: dict[str, Any] = {}
     pages: tuple[int, ...] = ()
-    values: Mapping[str, Any] = {}
-    title, notes = "", ()  # type: tuple[str, tuple[str, ...]]
     if media_type == "text/html":
-        data = file.read_bytes()
-        declared = _HTML_CHARSET.search(data[:2048])
-        text, notes = decode_text(data, declared[1].decode("ascii", "replace") if declared else None)
-        from orchestrator.knowledge.html import html_to_text
-
-        title, text = html_to_text(text)
-    elif file.suffix.lower() in (".pdf", ".docx"):
-        title, text, pages, notes = _parse_in_child(file)
+        title, text, notes = _read_html(file)
+    elif media_type in (PDF, DOCX):
+        title, text, pages, notes = _parse_in_child(file, media_type)
     else:
         text, notes = decode_text(file.read_bytes())
         if media_type == "text/markdown":
             values, text = _front_matter(text)
-            heading = _FIRST_HEADING.search(text)
-            title = heading[1].strip().rstrip("#").strip() if heading else ""
+        title = _first_heading(text, media_type)
     if not text.strip():
         raise LoadError("there is no text in the file")
-    values = dict(values)
-    return _document(values, values.pop(id_field, None) or name, title or file.stem, text, source, media_type, pages, notes)
+    external_id = values.pop(id_field, None) or name
+    return _document(values, external_id, title or file.stem, text, source, media_type, pages, notes)
+
+
+def _read_html(file: Path) -> tuple[str, str, tuple[str, ...]]:
+    data = file.read_bytes()
+    declared = _HTML_CHARSET.search(data[:2048])
+    text, notes = decode_text(data, declared[1].decode("ascii", "replace") if declared else None)
+    try:
+        from orchestrator.knowledge.html import html_to_text
+
+        return *html_to_text(text), notes
+    except ImportError as error:
+        raise LoadError("reading HTML needs the extra 'docs': pip install 'hybrid-orchestrator[docs]'") from error
+
+
+def _first_heading(text: str, media_type: str) -> str:
+    pattern = {"text/markdown": _MARKDOWN_TITLE, RST: _RST_TITLE}.get(media_type)
+    found = pattern.search(text) if pattern else None
+    return found[1].strip().rstrip("#").strip() if found else ""
 
 
 def _document(
@@ -185,12 +229,12 @@ def _document(
     notes: tuple[str, ...],
 ) -> Document:
     """A document from front matter or a JSON line: known names are taken out, the rest is metadata."""
-    name, changed = clean_text(_printable(str(external_id)))
+    name, changed = clean_text(str(external_id))
     if not name.strip() or len(name) > MAX_ID:
         raise LoadError(f"the document's id must have 1 to {MAX_ID} characters, not {len(name.strip())}")
     valid_from = _valid_from(values.pop("valid_from", None))
     stated = values.pop("title", None)
-    stated, more = clean_text(_printable(" ".join(str(stated if stated not in (None, "") else title).split())))
+    stated, more = clean_text(" ".join(str(stated if stated not in (None, "") else title).split()))
     metadata, altered = _clean_metadata(values)
     if altered:
         more = (*more, "metadata changed to what JSON in PostgreSQL can hold")
@@ -216,12 +260,7 @@ def _valid_from(value: Any) -> datetime | None:
         raise LoadError(f"valid_from must be a date such as 2025-03-01, not {str(value)[:50]!r}") from error
 
 
-def _printable(name: str) -> str:
-    """A file name may hold bytes that are not text (as lone surrogates); they are shown as replacement characters."""
-    return name.encode("utf-8", "replace" if name.isascii() else "surrogateescape").decode("utf-8", "replace")
-
-
-def _front_matter(text: str) -> tuple[Mapping[str, Any], str]:
+def _front_matter(text: str) -> tuple[dict[str, Any], str]:
     """The values between the ``---`` lines and the text after them; no values when there is no front matter."""
     found = _FRONT_MATTER.match(text[:MAX_FRONT_MATTER]) if text.startswith("---") else None
     if not found:
@@ -240,7 +279,7 @@ def _front_matter(text: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _clean_metadata(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The same values as jsonb can hold them, and whether anything had to change. Raises LoadError when there are too many."""
+    """The values as jsonb can hold them, and whether any had to change. Raises LoadError when they are too many."""
     left = MAX_METADATA_VALUES
     changed = False
 
@@ -265,51 +304,25 @@ def _clean_metadata(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     return clean(values, 0), changed
 
 
-def _load_lines(
-    file: Path, source: str, id_field: str, max_bytes: int, progress: Any
-) -> Iterator[Document | LoadFailure]:
-    """One document per line; a bad line is reported with its number and the others go on."""
-    seen: set[int] = set()  # hashes of ids without valid_from: twice the same would be two texts for one time
-    found = False
-    for number, line, done in _lines(file, max_bytes):
-        if line is not None and not line.strip():
-            continue
-        found = True
-        try:
-            if line is None:
-                raise TooLargeError(f"the line has more than {max_bytes:,} bytes (ORCHESTRATOR_MAX_DOCUMENT_BYTES)")
-            document = _line_document(line, source, id_field)
-            key = hash(document.external_id)
-            if document.valid_from is None and key in seen:
-                raise LoadError(f"the id {document.external_id!r} occurs a second time, without valid_from to tell the two apart")
-            if document.valid_from is None:
-                seen.add(key)
-            yield document
-        except InputError as error:
-            yield LoadFailure(source, error.message, line=number)
-        if progress:
-            progress(done)
-    if not found:
-        raise LoadError("the file is empty")
-
-
 def _lines(file: Path, max_bytes: int) -> Iterator[tuple[int, bytes | None, int]]:
     """Number (from 1), bytes, and bytes read so far of each line; None for a line over the limit. In bounded memory."""
     with file.open("rb") as stream:
         head = stream.read(4)
         stream.seek(0)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:1] == b"\0" or head[1:2] == b"\0":
-            text, _ = decode_text(stream.read(max_bytes))
-            for number, line in enumerate(text.split("\n"), 1):
-                yield number, line.encode(), stream.tell()
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:  # UTF-16, whose lines do not end at a byte 10
+            if _size(file) > max_bytes:
+                raise TooLargeError(f"a file in UTF-16 is read up to {max_bytes:,} bytes; convert it to UTF-8")
+            text, _ = decode_text(stream.read())
+            yield from ((number, line.encode(), stream.tell()) for number, line in enumerate(text.split("\n"), 1))
             return
         number = 0
         while line := stream.readline(max_bytes + 1):
             number += 1
-            too_long = len(line) > max_bytes and not line.endswith(b"\n")
-            while too_long and line and not line.endswith(b"\n"):
-                line = stream.readline(1 << 20)
-            yield number, None if too_long else line, stream.tell()
+            is_too_long = len(line) > max_bytes and not line.endswith(b"\n")
+            rest = line
+            while is_too_long and rest and not rest.endswith(b"\n"):
+                rest = stream.readline(1 << 20)
+            yield number, None if is_too_long else line, stream.tell()
 
 
 def _line_document(line: bytes, source: str, id_field: str) -> Document:
@@ -337,34 +350,31 @@ def _line_document(line: bytes, source: str, id_field: str) -> Document:
     return _document(merged, external_id, "", body, source, media_type, (), (*notes, *more))
 
 
-def _parse_in_child(file: Path) -> tuple[str, str, tuple[int, ...], tuple[str, ...]]:
+def _parse_in_child(file: Path, media_type: str) -> tuple[str, str, tuple[int, ...], tuple[str, ...]]:
     """Title, text, page offsets and notes of a PDF or DOCX, read in a child process that has limits and no secrets."""
-    kind = file.suffix.lower()[1:]
+    kind = "pdf" if media_type == PDF else "docx"
     command = [sys.executable, "-P", parse.__file__, kind, str(file.absolute())]
     try:
-        child = subprocess.run(command, capture_output=True, timeout=PARSE_TIMEOUT_S, env=_bare_environment(), check=False)
+        child = subprocess.run(
+            command, capture_output=True, timeout=PARSE_TIMEOUT_S, env=_bare_environment(), check=False
+        )
+        result = json.loads(child.stdout)
     except subprocess.TimeoutExpired as error:
         raise LoadError(f"reading the file took more than {PARSE_TIMEOUT_S} s; it was given up") from error
-    try:
-        result = json.loads(child.stdout)
     except ValueError as error:
-        raise LoadError(f"the file broke its reader (exit {child.returncode}), within its limits of memory and time") from error
+        raise LoadError(
+            f"the file broke its reader (exit {child.returncode}), which has limits on memory and time"
+        ) from error
     if "error" in result:
         raise LoadError(clean_text(str(result["error"]))[0])
-    title, _ = clean_text(result["title"])
-    parts, starts, notes, size = [], [], [], 0
-    for page in result["pages"]:
-        text, changed = clean_text(page)
-        starts.append(size)
-        parts.append(text)
-        size += len(text) + 2
-        notes.extend(changed)
-    return title, "\n\n".join(parts), tuple(starts) if kind == "pdf" else (), tuple(dict.fromkeys(notes))
+    pages = [clean_text(page) for page in result["pages"]]
+    starts = list(accumulate((len(text) + len(PAGE_BREAK) for text, _ in pages), initial=0))[:-1]
+    notes = dict.fromkeys(note for _, found in pages for note in found)
+    text = PAGE_BREAK.join(text for text, _ in pages)
+    return clean_text(result["title"])[0], text, tuple(starts) if kind == "pdf" else (), tuple(notes)
 
 
 def _bare_environment() -> dict[str, str]:
     """Enough for Python to start; no database URL, no keys."""
-    import os
-
     kept = ("PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in kept if name in os.environ}

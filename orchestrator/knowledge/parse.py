@@ -56,9 +56,11 @@ def read_pdf(path: str) -> dict[str, Any]:
     except pypdf.errors.PyPdfError as error:
         raise Refused(f"the PDF is damaged ({error})") from error
     if not any(page.strip() for page in pages):
-        raise Refused("the PDF has no text in it, only images; run OCR on it first, for instance: ocrmypdf in.pdf out.pdf")
+        raise Refused(
+            "the PDF has no text in it, only images; run OCR on it first, for instance: ocrmypdf in.pdf out.pdf"
+        )
     try:
-        title = str((reader.metadata or {}).get("/Title") or "")
+        title = str(reader.metadata.title or "") if reader.metadata else ""
     except Exception:  # metadata is a free-for-all; a document without title is fine
         title = ""
     return {"title": title, "pages": pages}
@@ -125,8 +127,11 @@ def main() -> int:
         result = read_pdf(path) if kind == "pdf" else read_docx(path)
     except Refused as error:
         result = {"error": str(error)}
+    except ImportError as error:
+        result = {"error": f"its reader is not installed ({error.name}): pip install 'hybrid-orchestrator[docs]'"}
     except (MemoryError, RecursionError) as error:
-        result = {"error": f"reading it needs more memory than the limit of {MEMORY_BYTES >> 20} MB ({type(error).__name__})"}
+        limit = f"{MEMORY_BYTES >> 20} MB"
+        result = {"error": f"reading it needs more memory than the limit of {limit} ({type(error).__name__})"}
     except Exception as error:
         result = {"error": f"the file is damaged ({type(error).__name__}: {error})"}
     sys.stdout.buffer.write(json.dumps(result).encode("ascii"))

@@ -14,7 +14,7 @@ Status = Literal["added", "updated", "unchanged"]
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A named set of documents whose vectors are of one space. ``chunk_count``: chunks that can be found at some time."""
+    """A named set of documents whose vectors are of one space. ``chunk_count``: chunks that are found at some time."""
 
     id: int
     name: str
@@ -27,7 +27,7 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the store has of a document: versions that count, hashes of chunks with a vector, and the database's clock."""
+    """What the store has of a document: versions that count, hashes of chunks with a vector, the database's clock."""
 
     versions: tuple[Version, ...]
     held: frozenset[str]

@@ -1,4 +1,4 @@
-"""Keeps documents in PostgreSQL: versions in time, chunks shared between them, vectors and postings; one transaction each."""
+"""Keeps documents in PostgreSQL: versions in time, their shared chunks, vectors, postings; one transaction each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from orchestrator.database import Connection, Database, Json, Row, copy_rows, st
 from orchestrator.errors import InputError, UnknownNameError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.lexical import add_postings, remove_postings
-from orchestrator.knowledge.records import Collection, CollectionStats, DocumentInfo, Known, VersionInfo, VersionText, Written
+from orchestrator.knowledge.records import (
+    Collection,
+    CollectionStats,
+    DocumentInfo,
+    Known,
+    VersionInfo,
+    VersionText,
+    Written,
+)
 from orchestrator.knowledge.search import Mode, search_passages
 from orchestrator.knowledge.versions import Placement, Version, place_version
 from orchestrator.types import Chunk, Document, Passage
 
 
 class PgStore:
-    """Documents of one tenant. ``space``: the embedder's; a collection of another space is then refused, never searched."""
+    """Documents of one tenant. ``space``: the embedder's; a collection of another space is then refused in search."""
 
     def __init__(self, database: Database, tenant: str = "default", space: str | None = None) -> None:
         self._database = database
@@ -29,9 +37,7 @@ class PgStore:
 
     # collections
 
-    async def open_collection(
-        self, name: str, *, space: str, dimensions: int, language: str = "english"
-    ) -> Collection:
+    async def open_collection(self, name: str, *, space: str, dimensions: int, language: str = "english") -> Collection:
         """The collection, made when it does not exist. Raises InputError when its vectors are of another space."""
         values = {"tenant": self._tenant, "name": name, "space": space, "dimensions": dimensions, "language": language}
         async with self._database.transaction() as connection:
@@ -44,10 +50,16 @@ class PgStore:
         """The collection of that name. Raises UnknownNameError."""
         row = await self._database.fetch_one(statement("find-collection"), tenant=self._tenant, name=name)
         if row is None:
-            known = [found.name for found in await self._database.fetch(statement("list-collections"), tenant=self._tenant)]
+            known = [
+                found.name for found in await self._database.fetch(statement("list-collections"), tenant=self._tenant)
+            ]
             raise UnknownNameError(
                 f"there is no collection {name!r}. "
-                + (f"Collections: {', '.join(known[:20])}" if known else "Make one: orchestrator ingest PATH --collection " + name),
+                + (
+                    f"Collections: {', '.join(known[:20])}"
+                    if known
+                    else "Make one: orchestrator ingest PATH --collection " + name
+                ),
                 param="collection",
             )
         return Collection(*row)
@@ -59,9 +71,8 @@ class PgStore:
     async def stats(self, collection: str) -> CollectionStats:
         """Sizes of a collection. Raises UnknownNameError."""
         await self.collection(collection)
-        return CollectionStats(
-            *await self._database.fetch_one(statement("collection-stats"), tenant=self._tenant, name=collection)
-        )
+        row: Row = await self._database.fetch_one(statement("collection-stats"), tenant=self._tenant, name=collection)
+        return CollectionStats(*row)
 
     # search
 
@@ -118,7 +129,12 @@ class PgStore:
             by_document.setdefault(row.document_id, []).append(_version(row))
         known = {
             row.external_id: Known(
-                tuple(by_document.get(row.document_id, ())), frozenset(row.held), row.title, row.source, row.metadata, now
+                tuple(by_document.get(row.document_id, ())),
+                frozenset(row.held),
+                row.title,
+                row.source,
+                row.metadata,
+                now,
             )
             for row in found
         }
@@ -127,7 +143,7 @@ class PgStore:
     async def write_version(
         self, collection: Collection, document: Document, chunks: Sequence[Chunk], vectors: Mapping[str, bytes]
     ) -> Written:
-        """Stores one version of a document in one transaction: all of it or nothing, and nothing when it is there already.
+        """Stores one version of a document in one transaction: all of it, or nothing when it is there already.
 
         ``vectors``: packed vectors (``pack_vector``) by chunk hash, for the chunks that the store has none of.
         """
@@ -145,7 +161,12 @@ class PgStore:
                 valid_from=document.valid_from,
                 now=now,
             )
-            described = {**names, "title": document.title, "source": document.source, "metadata": Json(dict(document.metadata))}
+            described = {
+                **names,
+                "title": document.title,
+                "source": document.source,
+                "metadata": Json(dict(document.metadata)),
+            }
             if place is None:
                 if row and is_latest(versions, document):
                     await connection.execute(statement("update-document"), {**described, "document_id": row.id})
@@ -207,12 +228,12 @@ class PgStore:
         )
         if not rows:
             raise _unknown_document(collection, external_id)
-        return [VersionInfo(*(tuple(value) if isinstance(value, list) else value for value in row)) for row in rows]
+        return [VersionInfo(*row._replace(notes=tuple(row.notes))) for row in rows]
 
     async def get_version_text(
         self, collection: str, external_id: str, *, number: int | None = None, as_of: datetime | None = None
     ) -> VersionText:
-        """The stored original of one version: by number, or the one valid at ``as_of`` (now when None). Raises UnknownNameError."""
+        """The stored text of one version: by number, or valid at ``as_of`` (now when None). Raises UnknownNameError."""
         found = await self.collection(collection)
         row = await self._database.fetch_one(
             statement("version-text"), collection_id=found.id, external_id=external_id, number=number, as_of=as_of
@@ -236,7 +257,7 @@ def pack_vector(vector: Sequence[float]) -> bytes:
 
 
 def is_latest(versions: Sequence[Version], document: Document) -> bool:
-    """Whether this document, stored already, is the version that no other follows: the one that names and metadata follow."""
+    """Whether this stored document is the version that no other follows: title and metadata are taken from that one."""
     last = versions[-1] if versions else None
     return last is not None and (last.sha256, last.title) == (text_sha256(document.text), document.title)
 
@@ -251,13 +272,11 @@ async def _insert_version(
     place: Placement,
     held: set[str],
 ) -> int:
-    """Writes the version, its chunks and their vectors and postings; gives its number. ``held``: hashes that are in use."""
+    """Writes the version with chunks, vectors and postings; gives its number. ``held``: hashes that are in use."""
     if place.corrects is not None:
         await connection.execute(statement("supersede-version"), {"version_id": place.corrects})
     if place.ends is not None:
-        await connection.execute(
-            statement("close-version"), {"version_id": place.ends, "valid_to": place.valid_from}
-        )
+        await connection.execute(statement("close-version"), {"version_id": place.ends, "valid_to": place.valid_from})
     version = await _one(
         connection,
         "insert-version",
@@ -280,9 +299,7 @@ async def _insert_version(
         sha256s=[chunk.sha256 for chunk in chunks],
     )
     ids = {row.sha256: row.id for row in rows}
-    spans = (
-        (version.id, c.ordinal, ids[c.sha256], *c.span, c.paragraph, list(c.heading_path), c.page) for c in chunks
-    )
+    spans = ((version.id, c.ordinal, ids[c.sha256], *c.span, c.paragraph, list(c.heading_path), c.page) for c in chunks)
     await copy_rows(connection, statement("copy-version-chunks"), spans)
     failpoint("chunks-inserted")
     fresh = {c.sha256: c.indexed for c in chunks if c.sha256 not in held}
@@ -323,9 +340,9 @@ def _version(row: Row) -> Version:
 def _refuse_other_space(collection: Collection, space: str, dimensions: int) -> None:
     if (collection.space, collection.dimensions) != (space, dimensions):
         raise InputError(
-            f"the collection {collection.name!r} holds vectors of {collection.space} ({collection.dimensions} numbers), the "
-            f"embedder gives {space} ({dimensions} numbers): they cannot be compared. Use the embedder that the collection "
-            "was made with, or ingest into another collection.",
+            f"the collection {collection.name!r} holds vectors of {collection.space} ({collection.dimensions} numbers), "
+            f"the embedder gives {space} ({dimensions} numbers): they cannot be compared. Use the embedder that made the "
+            "collection, or ingest into another collection.",
             param="collection",
         )
 

@@ -1,7 +1,7 @@
 """Decides where a new version of a document goes in time: pure, so that every case can be tested without a database.
 
-The versions of a document that count (are not superseded) follow each other without gap or overlap: each is valid until the
-next one begins. None stands for "since ever" in ``valid_from`` and for "until further notice" in ``valid_to``.
+The versions of a document that count (are not superseded) follow each other without gap or overlap: each is valid until
+the next one begins. None stands for "since ever" in ``valid_from`` and for "until further notice" in ``valid_to``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def place_version(
     Without ``valid_from``: the first version was true since ever, a later one is true from now on.
     """
     if valid_from is None:
-        # The second comparison keeps two files that share an id, and are read again, from replacing each other for ever.
+        # The second comparison keeps two files that share an id from replacing each other whenever they are read again.
         same_source = [version for version in versions if version.source == source]
         latest = max(same_source, key=lambda version: version.number, default=None)
         for version in (_valid_at(versions, now), latest):
@@ -58,7 +58,7 @@ def place_version(
     if corrects and (corrects.sha256, corrects.title) == (sha256, title):
         return None
     earlier = [v for v in versions if v is not corrects and _is_before(v.valid_from, start)]
-    later = [v for v in versions if start is None and v.valid_from is not None or start and _is_before(start, v.valid_from)]
+    later = [v for v in versions if _is_before(start, v.valid_from)]
     return Placement(
         valid_from=start,
         valid_to=later[0].valid_from if later else None,

@@ -133,24 +133,25 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
 
 
 def end_session(leader: int, born: str | None, patience_s: float) -> None:
-    """Ends every process of the session that ``leader`` opened: SIGTERM, then SIGKILL after ``patience_s``.
+    """Ends every process of the session that ``leader`` opened: the leader by SIGTERM, after ``patience_s`` all by SIGKILL.
 
     vLLM renames its processes, which overwrites their environment; their session stays. A living leader with another
     birth means that the number was given away, which happens only once the whole session is gone.
     """
+    leaders = [process for process in _session(leader, born) if process.pid == leader]
+    if patience_s and leaders:  # it ends its own children; what it leaves is killed
+        _signal(leaders, signal.SIGTERM)
+        _psutil().wait_procs(leaders, timeout=patience_s)
     members = _session(leader, born)
-    if patience_s and members:
-        _signal(members[:1] if members[0].pid == leader else members, signal.SIGTERM)  # the leader ends its own children
-        wait_gone(members, patience_s, kill=False)
-    wait_gone(_session(leader, born), 0)
+    _signal(members, signal.SIGKILL)
+    _psutil().wait_procs(members, timeout=KILL_TIMEOUT_S)
 
 
-def wait_gone(processes: Sequence[psutil.Process], patience_s: float, kill: bool = True) -> None:
+def wait_gone(processes: Sequence[psutil.Process], patience_s: float) -> None:
     """Waits until they ended; what is left after ``patience_s`` is killed."""
     _gone, alive = _psutil().wait_procs(processes, timeout=patience_s)
-    if kill:
-        _signal(alive, signal.SIGKILL)
-        _psutil().wait_procs(alive, timeout=KILL_TIMEOUT_S)
+    _signal(alive, signal.SIGKILL)
+    _psutil().wait_procs(alive, timeout=KILL_TIMEOUT_S)
 
 
 def _session(leader: int, born: str | None) -> list[psutil.Process]:
@@ -163,7 +164,7 @@ def _session(leader: int, born: str | None) -> list[psutil.Process]:
                 members.append(process)
         except (_psutil().Error, OSError):
             continue
-    return sorted(members, key=lambda process: process.pid != leader)
+    return members
 
 
 def _signal(processes: Sequence[psutil.Process], number: int) -> None:

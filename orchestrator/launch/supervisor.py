@@ -50,13 +50,14 @@ def ensure(
     home: Path, wanted: Sequence[Child], *, wait: bool = True, progress: Progress | None = None
 ) -> list[Service]:
     """These children, running under the one supervisor of ``home``. Raises LaunchError when the first cannot run."""
+    orders = 0
     try:
         if not (_is_current(home, wanted) and all(service.state == "ready" for service in status(home))):
             with children.file_lock(home / "run" / "up.lock"):
-                _order(home, wanted)
+                orders = _order(home, wanted)
     except OSError as error:
         raise LaunchError(f"Cannot write to {home}: {error}. Free space or fix permissions, or set ORCHESTRATOR_HOME.") from error
-    return _wait(home, progress) if wait else status(home)
+    return _wait(home, orders, progress) if wait else status(home)
 
 
 def down(home: Path) -> None:
@@ -116,14 +117,17 @@ def _is_current(home: Path, wanted: Sequence[Child]) -> bool:
     return same and children.find(state.get("pid"), state.get("born")) is not None
 
 
-def _order(home: Path, wanted: Sequence[Child]) -> None:
-    """Under the lock: writes the orders, then tells the supervisor, or clears what a dead one left and starts one."""
+def _order(home: Path, wanted: Sequence[Child]) -> int:
+    """Under the lock: writes the orders, then tells the supervisor, or clears what a dead one left and starts one.
+
+    Returns the count of orders at which the supervisor has read these.
+    """
     (home / "logs").mkdir(parents=True, exist_ok=True)
     children.write_atomic(home / "run" / "desired.json", vllm.desired_json(wanted))
     state = children.read_json(home / "run" / "state.json")
     if supervisor := children.find(state.get("pid"), state.get("born")):
         supervisor.send_signal(signal.SIGHUP)
-        return
+        return int(state["orders"]) + 1
     _sweep(home, state)
     (home / "run" / "state.json").unlink(missing_ok=True)
     with (home / "logs" / "supervisor.log").open("ab") as log:
@@ -139,35 +143,29 @@ def _order(home: Path, wanted: Sequence[Child]) -> None:
     end = time.monotonic() + SUPERVISOR_TIMEOUT_S
     while done.returncode == 0 and time.monotonic() < end:
         if children.read_json(home / "run" / "state.json"):
-            return
+            return 1
         time.sleep(POLL_S)
     raise LaunchError(f"The supervisor did not start:\n{children.tail(home / 'logs' / 'supervisor.log', 8)}")
 
 
-def _wait(home: Path, progress: Progress | None) -> list[Service]:
+def _wait(home: Path, orders: int, progress: Progress | None) -> list[Service]:
     said: set[str] = set()
     end = time.monotonic() + UP_TIMEOUT_S
     while time.monotonic() < end:
+        taken_in = children.read_json(home / "run" / "state.json").get("orders", orders) >= orders
         services = status(home)
         for service in services:
             line = f"{service.name} ({service.model}): {service.state}"
-            if progress and service.model and line not in said:
+            if progress and taken_in and line not in said:
                 said.add(line)
                 progress(line)
         first = services[0]
-        if first.state in ("failed", "stopped"):
+        if taken_in and first.state in ("failed", "stopped"):
             raise LaunchError(f"{first.name} did not start: {first.detail or 'it was stopped'}\n{first.remedy}")
-        taken_in = _taken_in(home)
         if taken_in and all(service.state in ("ready", "failed") for service in services):
             return services
         time.sleep(POLL_S)
     raise LaunchError(f"The engine was not ready after {UP_TIMEOUT_S} s. Read {home / 'logs' / 'engine.log'}.")
-
-
-def _taken_in(home: Path) -> bool:
-    """True when the supervisor works on the newest orders (another process may have changed ours since)."""
-    state = children.read_json(home / "run" / "state.json")
-    return bool(state.get("desired")) and state["desired"] == children.file_digest(home / "run" / "desired.json")
 
 
 def _sweep(home: Path, state: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._desired = ""
+        self._orders = 0  # how often desired.json was read
         self._born = children.birth(os.getpid())
 
     async def run(self) -> None:
@@ -77,12 +78,14 @@ class Supervisor:
             "pid": os.getpid(),
             "born": self._born,
             "desired": self._desired,
+            "orders": self._orders,
             "children": [running.as_json() for running in self._running.values()],
         }
         children.write_atomic(self.home / "run" / "state.json", orjson.dumps(state, option=orjson.OPT_INDENT_2))
 
     def _reconcile(self) -> None:
         path = self.home / "run" / "desired.json"
+        self._orders += 1
         self._desired = children.file_digest(path)
         wanted = {child.key: child for child in map(Child.read, orjson.loads(path.read_bytes()))}
         for key, child in wanted.items():
@@ -151,6 +154,8 @@ class _Running:
         fresh = set(child.adapters) - set(self.child.adapters)
         self.child = child
         self._again.set()
+        if self._state == "failed":
+            self._state = "starting"
         if fresh and self._state == "ready":
             self._state = "starting"
             self._task_of_adapters = asyncio.create_task(self._load_adapters())

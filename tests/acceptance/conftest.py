@@ -102,7 +102,9 @@ async def build(engine: ScriptedEngine, ledger: MemoryLedger, **settings: Any) -
     values = Settings(**settings).resolved()
     catalogue = load_catalogue(folder("prompts"))
     embedder = HashEmbedder()
-    store = MemoryStore({"default": [passage(1, LEAVE), passage(2, "Lunch is at noon."), passage(3, "Parking is free.")]})
+    store = MemoryStore(
+        {"default": [passage(1, LEAVE), passage(2, "Lunch is at noon."), passage(3, "Parking is free.")]}
+    )
     serving = MemoryServing(engine, {"cited-answer": ADAPTER})
     router = await open_router(catalogue, embedder)
     pipeline = Pipeline(values, catalogue, router, embedder, store, serving, ledger, WordTokens())
@@ -118,7 +120,9 @@ async def start() -> AsyncIterator[Start]:
     """Starts servers that end with the test."""
     async with AsyncExitStack() as stack:
 
-        async def begin(*scripts: Any, ledger: MemoryLedger | None = None, truncated: bool = False, **settings: Any) -> World:
+        async def begin(
+            *scripts: Any, ledger: MemoryLedger | None = None, truncated: bool = False, **settings: Any
+        ) -> World:
             engine = ScriptedEngine(*(scripts or (GROUNDED,)), truncated=truncated)
             kept = ledger or MemoryLedger()
             orchestrator, readiness = await build(engine, kept, **settings)

@@ -15,7 +15,9 @@ OPENING = '{"answerable": true, "citations": [1], "answer": "25'
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("opening", [(), (OPENING,)], ids=["before the first token", "after it"])
-async def test_client_that_goes_away_cancels_the_generation(start: Start, stream: bool, opening: tuple[str, ...]) -> None:
+async def test_client_that_goes_away_cancels_the_generation(
+    start: Start, stream: bool, opening: tuple[str, ...]
+) -> None:
     world = await start([*opening, asyncio.Event()])
     task = asyncio.create_task(_read(world, stream))
     await until(lambda: len(world.engine.received) == 1)

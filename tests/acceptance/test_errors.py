@@ -111,7 +111,9 @@ async def test_messages_that_cannot_be_used_are_refused(start: Start, messages: 
     assert caught.value.param.startswith("messages")
 
 
-@pytest.mark.parametrize("model", ["gpt-4o", "orchestrator/none", "orchestrator/", "base", "", "cited-answer--abababababab"])
+@pytest.mark.parametrize(
+    "model", ["gpt-4o", "orchestrator/none", "orchestrator/", "base", "", "cited-answer--abababababab"]
+)
 async def test_unknown_model_is_not_found(start: Start, model: str) -> None:
     world = await start()
 

