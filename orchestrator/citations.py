@@ -20,22 +20,25 @@ _BREAK = re.compile(
 _CJK = "\u2e80-\u9fff\uac00-\ud7a3"  # scripts without spaces: each character counts as a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _NUMBER = re.compile(r"(?<!\d)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)|\d+(?:[.,]\d+)*")
-_NUMBER_WORDS = {
-    word: str(number)
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()  # noqa: SIM905
-    )
-} | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90"}
+_COUNTED = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty"""
+_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_COUNTED.split())} | {
+    "thirty": "30",
+    "forty": "40",
+    "fifty": "50",
+    "sixty": "60",
+    "seventy": "70",
+    "eighty": "80",
+    "ninety": "90",
+}
 _DATE = re.compile(r"\b\d{4}-(\d\d)-\d\d\b|\b\d{1,2}[./](\d{1,2})[./]\d{4}\b")
 _MONTHS = "january february march april may june july august september october november december".split()  # noqa: SIM905
 # Words that carry no fact of their own: an answer of nothing else ("Yes") is not asked to share words with its source.
-_EMPTY_WORDS = frozenset(
-    "a an the and or but nor so if then than that this these those it its they them their he she his her him we our us "
-    "you your i my me is are was were be been being am do does did done has have had having can could may might must "
-    "shall should will would not no yes true false of in on at by for from to with without into onto about as per via "
-    "there here when where which who whom whose what why how also only just very".split()  # noqa: SIM905
-)
+_EMPTY = """a an the and or but nor so if then than that this these those it its they them their he she his her him we our us
+you your i my me is are was were be been being am do does did done has have had having can could may might must shall should
+will would not no yes true false of in on at by for from to with without into onto about as per via there here when where
+which who whom whose what why how also only just very"""
+_EMPTY_WORDS = frozenset(_EMPTY.split())
 _ENDINGS = ("ments", "ment", "ings", "ing", "ies", "ied", "ers", "es", "ed", "er", "en", "ly", "s", "e", "y", "n")
 _SHARE = 4  # an answer must share every fourth of its content words with what it cites, and at least one
 

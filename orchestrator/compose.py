@@ -1,4 +1,4 @@
-"""Turns a plan, a query and its passages into the messages the model gets, within a token budget. Pure; used to serve and to train."""
+"""Turns a prompt, a question and passages into the messages the model gets, within a token budget. Pure; serves and trains."""
 
 from __future__ import annotations
 

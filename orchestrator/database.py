@@ -61,6 +61,7 @@ class Database:
     @asynccontextmanager
     async def open(cls, url: str, pool_size: int = 8) -> AsyncIterator[Database]:
         """A database for the length of the block. Raises DatabaseError when it cannot be reached."""
+        _refuse_malformed(url)
         with _mapped(url):
             # The pool would retry in the background until its timeout; one plain attempt tells at once what is wrong.
             probe = await psycopg.AsyncConnection.connect(url, connect_timeout=10)
@@ -153,20 +154,24 @@ def _mapped(url: str) -> Iterator[None]:
         raise DatabaseError(f"PostgreSQL refused a statement: {_said(error, url)}") from error
 
 
+def _refuse_malformed(url: str) -> None:
+    try:
+        conninfo_to_dict(url)
+    except psycopg.Error as error:  # the driver quotes what it cannot parse, which may hold the password: not shown
+        raise DatabaseError(
+            "ORCHESTRATOR_DATABASE_URL is malformed; its form is postgresql://user:password@host:port/database. "
+            "Without it, `orchestrator up` starts the embedded PostgreSQL."
+        ) from error
+
+
 def _place(url: str) -> str:
     """Host and database of a connection string, without user and password."""
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.Error:
-        return "ORCHESTRATOR_DATABASE_URL"
+    parts = conninfo_to_dict(url)
     return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
 
 
 def _said(error: Exception, url: str) -> str:
     """What the driver said, as one sentence, without the password."""
-    try:
-        secret = str(conninfo_to_dict(url).get("password") or "")
-    except psycopg.Error:  # the driver quotes the part that it cannot parse, which may hold the password
-        return "the connection string is malformed; its form is postgresql://user:password@host:port/database."
+    secret = str(conninfo_to_dict(url).get("password") or "")
     text = " ".join(str(error).split())
     return (text.replace(secret, "***") if secret else text).rstrip(".") + "."

@@ -1,7 +1,7 @@
 """Speaks to a vLLM server over HTTP: a Generation goes in, text deltas and then one Completion come out.
 
-This is the only door to the model. What is sent is built from the Generation alone; closing or cancelling a stream closes
-its connection at once, which makes vLLM stop generating.
+This is the only door to the model. What is sent is built from the Generation alone; closing or cancelling a stream
+closes its connection at once, which makes vLLM stop generating.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.types import Completion, Generation, Usage
 CONTROL_TIMEOUT_S = 60  # loading an adapter on a busy machine
 READY_TIMEOUT_S = 2
 KEEP_ALIVE_S = 4  # vLLM's server drops an idle connection after 5 s; we drop it first
-FIRST_TOKEN_PATIENCE = 4  # times token_timeout_s: a prompt of 4,000 tokens through an unmerged adapter takes over 30 s on CPU
+FIRST_TOKEN_PATIENCE = 4  # times token_timeout_s: behind other requests a long prompt takes over 30 s on a CPU
 MAX_EVENT_BYTES = 4_000_000
 
 
@@ -73,7 +73,7 @@ class VllmEngine:
         return [str(model["id"]) for model in answer["data"]]
 
     async def load_adapter(self, name: str, path: str) -> None:
-        """Makes the adapter in the folder ``path`` (as the server sees it) answer under ``name``; loaded already is fine."""
+        """Makes the adapter in the folder ``path`` (as the server sees it) answer under ``name``."""
         status, answer = await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         if status == 200 or name in await self.models():
             return
@@ -129,7 +129,7 @@ class VllmEngine:
             raise self._unreachable(error) from error
 
     async def _events(self, response: aiohttp.ClientResponse, deadline: float) -> AsyncGenerator[dict[str, Any]]:
-        """Each ``data:`` event up to ``[DONE]``. Lines are cut in bytes, so a character split over two reads survives."""
+        """Each ``data:`` event up to ``[DONE]``. Lines are cut in bytes: a character split over two reads survives."""
         buffer, patience = b"", FIRST_TOKEN_PATIENCE
         while True:
             try:
@@ -175,7 +175,8 @@ class VllmEngine:
     def _unreachable(self, error: Exception) -> EngineUnavailableError:
         why = "does not answer in time" if isinstance(error, TimeoutError) else f"cannot be reached ({error})"
         return EngineUnavailableError(
-            f"The engine at {self.url} {why}. Run `orchestrator status`, then `orchestrator up`, or check ORCHESTRATOR_ENGINE_URL."
+            f"The engine at {self.url} {why}. "
+            "Run `orchestrator status`, then `orchestrator up`, or check ORCHESTRATOR_ENGINE_URL."
         )
 
     def _refusal(self, status: int, answer: Mapping[str, Any], model: str) -> OrchestratorError:
@@ -195,7 +196,7 @@ class VllmEngine:
 
 
 def request_body(generation: Generation) -> dict[str, Any]:
-    """The body of ``/v1/chat/completions``. Sampling is spelt out, as a model's generation_config.json may change defaults."""
+    """The body of ``/v1/chat/completions``. Sampling is spelt out: a model's generation_config.json changes defaults."""
     body: dict[str, Any] = {
         "model": generation.model,
         "messages": [{"role": message.role, "content": message.content} for message in generation.messages],

@@ -59,7 +59,7 @@ class Opened:
         """The result of the work, from any loop."""
         if self.loop is None or self.loop is asyncio.get_running_loop():
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        return await asyncio.wrap_future(_submit(work, self.loop))
 
     def iterate(self, query: Query) -> Iterator[Event]:
         """The events of an answer, for callers without a loop; leaving early cancels the generation."""
@@ -94,7 +94,7 @@ class Opened:
             raise InputError("a blocking call would stop the event loop it runs on; use ainvoke or astream")
         loop = self.loop
         if loop is not None:
-            yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+            yield lambda work: _submit(work, loop).result()
             return
         with asyncio.Runner() as runner:
             yield runner.run
@@ -458,6 +458,13 @@ def _metadata(answer: Answer, facts: _Facts) -> dict[str, Any]:
 
 def _opened(orchestrator: Any) -> Opened:
     return orchestrator if isinstance(orchestrator, Opened) else Opened(orchestrator, _running_loop())
+
+
+def _submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
+    if not loop.is_running():  # its queue is read by nobody: waiting for it would never end
+        work.close()
+        raise InputError("the event loop that the Orchestrator was opened on has ended; open it with open_blocking()")
+    return asyncio.run_coroutine_threadsafe(work, loop)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

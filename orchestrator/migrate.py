@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from orchestrator.database import Database, Row, statement
-from orchestrator.errors import DatabaseError, MigrationError
+from orchestrator.errors import DatabaseError, InputError, MigrationError
 from orchestrator.resources import folder
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ async def _apply(database: Database, name: str, text: str) -> bool:
             await connection.execute(statement("record-migration"), {"name": name, "sha256": _digest(text)})
     except MigrationError:
         raise
-    except DatabaseError as error:
+    except (DatabaseError, InputError) as error:
         raise MigrationError(f"migration {name} failed and was rolled back: {error.message}") from error
     return True
 

@@ -353,7 +353,7 @@ class Run:
     recorded: bool = False
     closed: bool = False
     delivered: str = ""
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Decides what one query needs: rules first, then the nearest example queries with a margin. Pure: query and vector in, Plan out."""
+"""Decides what a query needs: rules first, then the nearest examples with a margin. Pure: query and vector in, Plan out."""
 
 from __future__ import annotations
 

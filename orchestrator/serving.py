@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
+from pathlib import Path
 
-from orchestrator.behaviour.registry import Registry, check_digests, prove_active
+from orchestrator.behaviour.probe import prove_active
+from orchestrator.behaviour.registry import Registry, check_digests
 from orchestrator.engine import VllmEngine
-from orchestrator.errors import AdapterUnavailableError, EngineError, OrchestratorError
-from orchestrator.launch import supervisor, weights
+from orchestrator.errors import AdapterUnavailableError, EngineUnavailableError, OrchestratorError
+from orchestrator.launch import children, supervisor, weights
+from orchestrator.launch.service import Service
 from orchestrator.pipeline import Served
 from orchestrator.prompts import Catalogue
 from orchestrator.protocols import Tokens
@@ -56,9 +60,9 @@ class EngineServing:
     async def resolve(self, adapter: str | None) -> Served:
         """Who answers. Raises AdapterUnavailableError, EngineUnavailableError, LaunchError."""
         if adapter is None:
-            return Served(await self._engine(None), self._settings.engine_model)
+            return Served(self._connect((await self._service(None)).url or ""), self._settings.engine_model)
         registered = await self._registry.get(adapter)
-        if registered is None or registered.state == "retired":
+        if registered.state == "retired":
             raise AdapterUnavailableError(
                 f"adapter {adapter!r} is not in service; `orchestrator adapters list` shows what is, "
                 "`orchestrator adapters promote NAME` puts one into service"
@@ -104,21 +108,33 @@ class EngineServing:
         async with self._lock:
             if adapter.served_name in self._proven:
                 return self._proven[adapter.served_name]
-            engine = await self._engine(adapter)
+            service = await self._service(adapter)
+            engine = self._connect(service.url or "")
             if adapter.served_name not in await engine.models():
                 await engine.load_adapter(adapter.served_name, str(adapter.path))
-            await prove_active(engine, adapter)
+            if not self._is_recorded(adapter, service):
+                await prove_active(engine, adapter, self._settings.engine_model if self._settings.engine_url else None)
+                self._record(adapter, service)
             served = Served(engine, adapter.served_name, adapter)
             self._proven[adapter.served_name] = served
             logger.info("adapter %s is proven active", adapter.served_name)
             return served
 
-    async def _engine(self, adapter: Adapter | None) -> VllmEngine:
+    async def _service(self, adapter: Adapter | None) -> Service:
+        """The engine that answers for an adapter, running: the one with it merged, else the one with run-time adapters."""
         if self._settings.engine_url:
-            return self._connect(self._settings.engine_url)
-        urls = await start_engines(self._settings, self._registry, self._progress)
-        merged = adapter and urls.get(adapter.served_name)
-        return self._connect(merged or urls[self._settings.engine_model])
+            return Service("engine", "ready", url=self._settings.engine_url, model=self._settings.engine_model)
+        active = [known for known in await self._registry.list() if known.state == "active"]
+        wanted = {route.adapter for route in self._catalogue.routes.values()}
+        merged = next((known for known in active if known.name in wanted), None)
+        services = await asyncio.to_thread(
+            supervisor.up, self._settings, adapters=active, merged=merged, progress=self._progress
+        )
+        ready = {service.model: service for service in services if service.state == "ready"}
+        service = ready.get(adapter.served_name if adapter else "") or ready.get(self._settings.engine_model)
+        if service is None:
+            raise EngineUnavailableError("the embedded engine is not ready; `orchestrator doctor` says why")
+        return service
 
     def _connect(self, url: str) -> VllmEngine:
         if url not in self._engines:
@@ -130,16 +146,26 @@ class EngineServing:
             )
         return self._engines[url]
 
+    # A proof holds for one process of the engine: pid and start are part of the record, so a restart is proven anew.
 
-async def start_engines(settings: Settings, registry: Registry, progress: Progress | None = None) -> dict[str, str]:
-    """The embedded engines, started if they are not: model name to base URL. Raises LaunchError, EngineError."""
-    active = [adapter for adapter in await registry.list() if adapter.state == "active"]
-    merged = active[0] if active and settings.adapter_serving != "runtime" else None
-    status = await asyncio.to_thread(supervisor.up, settings, adapters=active, merged=merged, progress=progress)
-    urls = {service.model: service.url for service in status if service.url and service.model}
-    if settings.engine_model not in urls:
-        raise EngineError("the embedded engine did not start; `orchestrator doctor` says why")
-    return urls
+    def _is_recorded(self, adapter: Adapter, service: Service) -> bool:
+        if service.pid is None:
+            return False
+        try:
+            return bool(json.loads(self._record_file(adapter).read_text("utf-8")) == _identity(service))
+        except (OSError, ValueError):
+            return False
+
+    def _record(self, adapter: Adapter, service: Service) -> None:
+        if service.pid is not None:
+            children.write_atomic(self._record_file(adapter), json.dumps(_identity(service)).encode())
+
+    def _record_file(self, adapter: Adapter) -> Path:
+        return self._settings.home_dir / "run" / f"proven-{adapter.digest[:12]}.json"
+
+
+def _identity(service: Service) -> list[str]:
+    return [str(service.pid), str(service.since), str(service.url), service.model]
 
 
 def open_tokens(settings: Settings, progress: Progress | None = None) -> Tokens | None:

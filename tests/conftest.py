@@ -10,7 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("ours", deadline=None)  # tests assert behaviour, never wall-clock time
+hypothesis.settings.load_profile("ours")
 
 # `ORCHESTRATOR_*` of the developer's shell must not leak into tests; the cache of weights may be shared.
 _MODELS = os.environ.get("ORCHESTRATOR_MODELS_DIR")

@@ -47,6 +47,11 @@ KINDS = {"bash", "python", "sh", "text", "toml", "json", "markdown"}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACEHOLDER_ADDRESS = "127.0.0.1:8080"
+CITED = {  # what the model's answers on a page must cite
+    "README.md": ("[1] leave.md v1, paragraph 2",),
+    "docs/tutorial.md": ("[1] travel v1, paragraph 2", "[1] travel v2, paragraph 2"),
+    "docs/howto/langchain.md": ("Citation(number=1",),
+}
 START_TIMEOUT_S = 120
 SNIPPET_TIMEOUT_S = 300
 
@@ -77,7 +82,9 @@ def name_of(page: Path) -> str:
 
 
 RUNNABLE = [page for page in PAGES if any(snippet.kind in ("bash", "python") for snippet in read_snippets(page))]
-PLAIN = [page for page in RUNNABLE if any(s.kind in ("bash", "python") and not s.needs_engine for s in read_snippets(page))]
+PLAIN = [
+    page for page in RUNNABLE if any(s.kind in ("bash", "python") and not s.needs_engine for s in read_snippets(page))
+]
 WITH_ENGINE = [page for page in RUNNABLE if any(snippet.needs_engine for snippet in read_snippets(page))]
 
 
@@ -89,7 +96,9 @@ def test_reference_is_what_the_code_says() -> None:
     assert written == render(main), "docs/reference.md is out of date: run `orchestrator reference > docs/reference.md`"
 
 
-@pytest.mark.parametrize(("path", "command"), list(walk(main)), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("path", "command"), list(walk(main)), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_and_option_has_a_help_text(path: str, command: click.Command) -> None:
     silent = [p.name for p in command.params if isinstance(p, click.Option) and not (p.help or "").strip()]
     assert (command.help or "").strip(), f"{path} has no docstring"
@@ -103,7 +112,6 @@ def test_every_setting_has_a_help_text() -> None:
 @pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)
 def test_every_error_is_described_and_drawn_in_the_tree(error: type[errors.OrchestratorError]) -> None:
     assert (error.__doc__ or "").strip().endswith(".")
-    assert "__doc__" in vars(error) and error.__doc__
     assert error.__name__ in (errors.__doc__ or "")
 
 
@@ -143,7 +151,9 @@ def test_settings_named_in_a_page_exist(page: Path) -> None:
 def test_commands_named_in_a_page_exist(page: Path) -> None:
     known = {path for path, _ in walk(main)}
     text = page.read_text("utf-8")
-    named = re.findall(r"(?:^|`|&& )orchestrator ([a-z]+)(?: (list|show|history|delete|verify|promote|rollback|retire)\b)?", text, re.M)
+    named = re.findall(
+        r"(?:^|`|&& )orchestrator ([a-z]+)(?: (list|show|history|delete|verify|promote|rollback|retire)\b)?", text, re.M
+    )
     missing = [" ".join(["orchestrator", *filter(None, parts)]) for parts in named]
     assert not [name for name in missing if name not in known | {"orchestrator reference"}]
 
@@ -186,7 +196,9 @@ def test_snippets_without_an_engine_run(page: Path, home: dict[str, str], tmp_pa
 @pytest.mark.vllm
 @pytest.mark.parametrize("page", WITH_ENGINE, ids=name_of)
 def test_snippets_with_an_engine_run(page: Path, stack: dict[str, str], tmp_path: Path) -> None:
-    run_page(read_snippets(page), page, stack, tmp_path)
+    shown = run_page(read_snippets(page), page, stack, tmp_path)
+    missing = [text for text in CITED.get(name_of(page), ()) if text not in shown]
+    assert not missing, f"{name_of(page)}: no answer shows {missing}:\n{shown}"
 
 
 @dataclass(slots=True)
@@ -197,6 +209,7 @@ class Page:
     directory: Path
     environment: dict[str, str]
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
 
     def run(self, snippet: Snippet) -> None:
         """Runs one block; fails with what it printed."""
@@ -218,6 +231,7 @@ class Page:
             check=False,
         )
         shown = done.stdout.decode(errors="replace")
+        self.shown.append(shown)
         assert done.returncode == 0, f"a snippet of {self.name} ended with {done.returncode}:\n{snippet.text}\n{shown}"
         if variables_file.exists():
             pairs = (line.partition("=") for line in variables_file.read_text().split("\0") if line)
@@ -225,7 +239,9 @@ class Page:
 
     def _serve(self, text: str) -> None:
         log = (self.directory / ".serve.log").open("wb")
-        server = subprocess.Popen(["bash", "-c", f"exec {text}"], cwd=self.directory, env=self.environment, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {text}"], cwd=self.directory, env=self.environment, stdout=log, stderr=log
+        )
         log.close()
         self.servers.append(server)
         url = f"http://127.0.0.1:{self.environment['ORCHESTRATOR_PORT']}/healthz"
@@ -243,8 +259,8 @@ class Page:
             server.wait(60)
 
 
-def run_page(snippets: list[Snippet], page: Path, environment: dict[str, str], directory: Path) -> None:
-    """Runs the blocks of one page in order, in ``directory``."""
+def run_page(snippets: list[Snippet], page: Path, environment: dict[str, str], directory: Path) -> str:
+    """Runs the blocks of one page in order, in ``directory``; gives what they printed."""
     (directory / "examples").symlink_to(ROOT / "examples")
     programs = f"{_program(directory)}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"ORCHESTRATOR_TENANT": name_of(page), "ORCHESTRATOR_PORT": str(_free_port()), "PATH": programs}
@@ -256,6 +272,7 @@ def run_page(snippets: list[Snippet], page: Path, environment: dict[str, str], d
                 running.run(snippet)
     finally:
         running.close()
+    return "".join(running.shown)
 
 
 def _program(directory: Path) -> Path:

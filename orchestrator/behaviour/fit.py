@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.behaviour.tokens import Packed
 from orchestrator.errors import MissingExtraError, TrainingError
+from orchestrator.failpoints import failpoint
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHECKPOINT = "checkpoint.safetensors"
@@ -116,6 +117,7 @@ def train_lora(
         chosen = [data[at] for at in batches[run.step]]
         _take_step(run, chosen, fit, run.step, len(batches))
         run.step += 1
+        failpoint("step")
         tokens += sum(len(packed.ids) for packed in chosen)
         run.tokens += sum(len(packed.ids) for packed in chosen)
         run.wall_s, run.cpu_s = wall + time.monotonic() - began, cpu + time.process_time() - spent
@@ -186,6 +188,7 @@ def write_atomically(file: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        failpoint(f"wrote-{file.name}")
         part.replace(file)
         handle = os.open(file.parent, os.O_RDONLY)
         try:
@@ -242,12 +245,15 @@ def _take_step(run: _Run, chosen: Sequence[Packed], fit: Fit, step: int, total: 
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
             raise TrainingError(
-                "memory ran out; train with a smaller --batch or smaller chunks, or free some"
+                "memory ran out; free some (a step of five passages takes about 3 GB) and run the same command again: "
+                "it continues"
             ) from error
         raise
     run.loss = summed / size
     if not math.isfinite(run.loss):
-        raise TrainingError(f"the loss is {run.loss} at step {step}; train with a smaller --learning-rate")
+        raise TrainingError(
+            f"the loss is {run.loss} at step {step}; train with a smaller learning rate (Fit.learning_rate)"
+        )
     torch.nn.utils.clip_grad_norm_(run.masters, fit.clip)
     for group in run.optimizer.param_groups:
         group["lr"] = fit.learning_rate * _rate(step, total, fit.warmup)

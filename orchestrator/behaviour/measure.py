@@ -133,9 +133,12 @@ async def measure(
             progress(done, len(cases))
         return judge(completion.text, case.branch, contract), completion
 
-    async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(ask(case)) for case in cases]
-    results = [task.result() for task in asked]
+    asked = [asyncio.create_task(ask(case)) for case in cases]
+    try:
+        results = await asyncio.gather(*asked)
+    finally:
+        for task in asked:
+            task.cancel()
     return _report(configuration, cases, results)
 
 

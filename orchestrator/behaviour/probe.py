@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,12 +68,12 @@ async def prove_active(engine: Engine, adapter: Adapter, base_model: str | None 
         raise AdapterUnavailableError(
             f"adapter {adapter.served_name} has no probe in its manifest, so nothing proves it active; train it again"
         )
-    equal = like_base = 0
-    for messages, trained, base in probes:
-        text = await _complete(engine, adapter.served_name, messages)
-        plain = await _complete(engine, base_model, messages) if base_model else base
-        equal += text == trained
-        like_base += text == plain
+    names = [adapter.served_name, *([base_model] if base_model else [])]
+    texts = await asyncio.gather(*(_complete(engine, name, messages) for name in names for messages, _, _ in probes))
+    written = texts[: len(probes)]
+    plain = texts[len(probes) :] or [base for _, _, base in probes]
+    equal = sum(text == trained for text, (_, trained, _) in zip(written, probes, strict=True))
+    like_base = sum(text == base for text, base in zip(written, plain, strict=True))
     if like_base == len(probes):
         raise AdapterUnavailableError(
             f"adapter {adapter.served_name} answers exactly like the base: the engine ignores its weights; "

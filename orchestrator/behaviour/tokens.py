@@ -66,6 +66,7 @@ class Renderer:
     def group(self, group: Group) -> list[Rendered]:
         """One rendered conversation for each branch. Raises TrainingError when the passages exceed the budget."""
         rendered = []
+        end = self.end  # looked up once: a tokenizer copies its whole vocabulary for it
         for branch in group.branches:
             composition = compose_messages(
                 self.prompt, branch.question, group.passages, count=self.count, budget_tokens=self.budget_tokens
@@ -75,7 +76,7 @@ class Renderer:
                     f"group {group.id}: {composition.dropped} passages exceed the budget of {self.budget_tokens} tokens; "
                     "train with a larger budget or index smaller chunks"
                 )
-            answer = self.contract.dump(branch.target()) + self.end
+            answer = self.contract.dump(branch.target()) + end
             target = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
             rendered.append(Rendered(self.prompt_ids(composition.messages), target))
         return rendered

@@ -55,6 +55,7 @@ from orchestrator.behaviour.probe import PROBE_TOKENS, probe_messages
 from orchestrator.behaviour.tokens import Packed, Renderer, pack
 from orchestrator.contract import Contract
 from orchestrator.errors import OrchestratorError, TrainingError
+from orchestrator.failpoints import failpoint
 from orchestrator.prompts import Catalogue, parse_prompt
 from orchestrator.tokens import LocalTokens
 
@@ -124,6 +125,7 @@ async def _prepare(request: TrainRequest, search: Search, catalogue: Catalogue, 
         if stored["request"] == wanted:
             return
         report(Progress("examples", 0, request.max_examples, note="data or settings changed: examples are built anew"))
+        file.unlink()  # it vouches for the files beside it, which are about to be replaced
     questions = load_questions(request.data)
 
     def show(done: int, total: int) -> None:
@@ -133,8 +135,13 @@ async def _prepare(request: TrainRequest, search: Search, catalogue: Catalogue, 
         questions, search, split="train", count=request.max_examples, recipe=request.recipe, progress=show
     )
     held_out = await _validation(questions, search, request)
-    digest = write_groups(train, request.job / "train.jsonl")
-    write_groups(held_out, request.job / "validation.jsonl")
+    try:
+        digest = write_groups(train, request.job / "train.jsonl")
+        write_groups(held_out, request.job / "validation.jsonl")
+    except OSError as error:
+        raise TrainingError(
+            f"the examples cannot be written to {request.job}: {error.strerror}; free some space"
+        ) from error
     content = {"request": wanted, "data_digest": digest, "counts": summarise(train)}
     write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
@@ -227,6 +234,7 @@ def run_job(job: Path, report: Report) -> None:
         "measurements": {},
     }
     write_atomically(part / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+    failpoint("finished")
     part.replace(finished)
     report(Progress("probe", 1, 1))
 
@@ -334,30 +342,34 @@ def _peak_memory_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "darwin" else 1024)
 
 
-def _emit(values: Mapping[str, Any]) -> None:
-    print(json.dumps(values), flush=True)
-
-
 def main(arguments: list[str]) -> int:
     """Entry of the training process: one line of JSON per step on standard output."""
     os.nice(5)  # a training run must not starve the services beside it
     last = 0.0
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to the log, not between our lines
+
+    def emit(values: Mapping[str, Any]) -> None:
+        lines.write(json.dumps(values) + "\n")
+        lines.flush()
 
     def report(progress: Progress) -> None:
         nonlocal last
         if progress.note or progress.done in (0, progress.total) or time.monotonic() - last > 0.5:
             last = time.monotonic()
-            _emit(asdict(progress))
+            emit(asdict(progress))
 
     try:
         job = Path(arguments[0])
         with _lock_child(job):
             run_job(job, report)
     except OrchestratorError as error:
-        _emit({"error": error.message})
+        emit({"error": error.message})
         return 1
+    except BrokenPipeError:
+        return 1  # the caller is gone; what is done is in the checkpoint
     except OSError as error:
-        _emit({"error": f"{error}; free some space or memory and run the same command again: it continues"})
+        emit({"error": f"{error}; free some space or memory and run the same command again: it continues"})
         return 1
     return 0
 

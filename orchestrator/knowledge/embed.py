@@ -39,8 +39,8 @@ def open_embedder(settings: Settings, progress: weights.Progress | None = None) 
         )
     if settings.embedder != "minilm":
         raise InputError(
-            f"The embedder {settings.embedder!r} is not embedded. Set ORCHESTRATOR_EMBEDDER_URL to the server that has it, "
-            "or ORCHESTRATOR_EMBEDDER=minilm."
+            f"The embedder {settings.embedder!r} is not embedded. Set ORCHESTRATOR_EMBEDDER_URL to the server "
+            "that has it, or ORCHESTRATOR_EMBEDDER=minilm."
         )
     settings = settings.resolved()
     assert settings.models_dir is not None
@@ -71,7 +71,7 @@ class MiniLM:
         self.dimensions = DIMENSIONS
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector per text, in order; texts of like length share a run. Cancelling stops after the current run."""
+        """One unit vector per text, in order; texts of like length share a run. Cancelling stops after this run."""
         if not texts:
             return []
         encoded = await asyncio.to_thread(self._tokenize, texts)
@@ -122,7 +122,7 @@ class HttpEmbedder:
         self.dimensions = dimensions
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector per text, in order. Raises InputError for a text that the server refuses, EngineError otherwise."""
+        """One unit vector per text, in order. Raises InputError for a text that the server refuses, else EngineError."""
         vectors: list[list[float]] = []
         for start in range(0, len(texts), self._batch):
             vectors += await self._embed_batch(list(texts[start : start + self._batch]), start)
@@ -168,7 +168,8 @@ class HttpEmbedder:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             what = f"within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else f"({error})"
             raise EngineUnavailableError(
-                f"The embeddings server at {self._url} did not answer {what}. Check that it runs and ORCHESTRATOR_EMBEDDER_URL."
+                f"The embeddings server at {self._url} did not answer {what}. "
+                "Check that it runs, and ORCHESTRATOR_EMBEDDER_URL."
             ) from error
 
     def _read(self, body: bytes, count: int, start: int) -> list[list[float]]:
@@ -193,7 +194,7 @@ class HttpEmbedder:
 
 
 def unit_rows(rows: Rows, dimensions: int, start: int = 0) -> Rows:
-    """``rows`` scaled to unit length. Raises EngineError naming the first row that is not finite, zero, or too long or short."""
+    """``rows`` scaled to unit length. Raises EngineError naming the first that is not finite, zero, or too long."""
     import numpy as np
 
     if rows.shape[1] != dimensions:
@@ -209,7 +210,7 @@ def unit_rows(rows: Rows, dimensions: int, start: int = 0) -> Rows:
 
 def _bad_row(index: int, what: str) -> EngineError:
     return EngineError(
-        f"The embedder's vector for text {index} {what}. Nothing of this batch was stored: check the embedder and try again.",
+        f"The embedder's vector for text {index} {what}. Nothing of this batch was kept: check the embedder.",
         param=f"texts[{index}]",
     )
 

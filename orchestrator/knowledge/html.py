@@ -6,18 +6,28 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from orchestrator.errors import LoadError
+
 _DROPPED = {"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "nav", "select", "button"}
 _BLOCKS = {
     "address", "article", "aside", "blockquote", "body", "dd", "details", "div", "dl", "dt", "fieldset", "figcaption",
     "figure", "footer", "form", "header", "html", "hr", "main", "ol", "p", "section", "summary", "table", "tbody",
     "tfoot", "thead", "ul",
 }  # fmt: skip
+MAX_DEPTH = 5_000  # the parser's time grows with the square of the nesting
+
+_VOID = {"br", "hr", "img", "input", "link", "meta", "area", "base", "col", "embed", "source", "track", "wbr"}
+_CLOSES_ITSELF = {"p", "li", "td", "th", "tr", "dt", "dd", "option", "thead", "tbody", "tfoot", "colgroup"}
+_UNCOUNTED = _VOID | _CLOSES_ITSELF
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
 _FENCE = "```"
 _SPACE = re.compile(r"\s+")
 
 
 def html_to_text(html: str) -> tuple[str, str]:
-    """Title (empty when there is none) and text."""
+    """Title (empty when there is none) and text. Raises LoadError for a page that is nested absurdly deep."""
+    if _depth(html) > MAX_DEPTH:
+        raise LoadError(f"the page is nested deeper than {MAX_DEPTH:,} elements, as no page is that people read")
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(html)
@@ -30,6 +40,16 @@ def html_to_text(html: str) -> tuple[str, str]:
         is_code ^= line == _FENCE
         lines.append(line if is_code else line.strip(" "))
     return title, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def _depth(html: str) -> int:
+    """How deep the elements are nested at most; those that need no end tag are not counted."""
+    depth = deepest = 0
+    for match in _TAG.finditer(html):
+        if match[2].lower() not in _UNCOUNTED:
+            depth += -1 if match[1] else 1
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def _inline(text: str) -> str:

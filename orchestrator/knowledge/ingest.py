@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 BATCH_CHARACTERS = 100_000  # text that is embedded together, about 128 chunks
 BATCH_DOCUMENTS = 256
+ANALYZE_FROM = 1_000  # new chunks after which the planner's statistics are refreshed at once, not when autovacuum comes
 EMBED_TEXTS = 256  # chunks of one call: progress shows and memory is bounded for documents of tens of megabytes
 
 
@@ -146,6 +147,8 @@ async def ingest_documents(
                 run.fail(item)
         failpoint("loaded")
         await _ingest_batch(run, [_prepared(item, valid_from) for item in batch if isinstance(item, Document)])
+    if run.counts.get("chunks_new", 0) >= ANALYZE_FROM:
+        await store.refresh_statistics()
     seconds = time.monotonic() - began
     report = IngestReport(**run.counts, seconds=seconds, failures=tuple(run.failures))
     log.info("ingest into %s: %s, %d failed, %.1f s", target.name, run.counts, report.failed, seconds)

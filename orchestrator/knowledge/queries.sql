@@ -162,6 +162,9 @@ where id = %(collection_id)s;
 -- name: remove-unused-terms
 delete from terms where collection_id = %(collection_id)s and document_count = 0;
 
+-- name: refresh-statistics
+analyze documents, versions, chunks, version_chunks, vectors, terms, postings;
+
 -- name: supersede-document
 with marked as (
     update documents set deleted_at = now()

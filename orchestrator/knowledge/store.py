@@ -185,6 +185,11 @@ class PgStore:
         new = len({chunk.sha256 for chunk in chunks} - held)
         return Written("updated" if versions else "added", number, new, len(chunks) - new)
 
+    async def refresh_statistics(self) -> None:
+        """Tells PostgreSQL's planner about many new rows, so that searches are fast at once."""
+        async with self._database.session() as connection:
+            await connection.execute(statement("refresh-statistics"))
+
     async def delete(self, collection: str, external_id: str) -> None:
         """Takes a document out of every search, at every time; its history stays. Raises UnknownNameError."""
         found = await self.collection(collection)

@@ -43,7 +43,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_module(module: str, *arguments: str, what: str, extra: str) -> None:
-    """Runs ``python -m module`` to its end. Raises LaunchError with its last lines; MissingExtraError on exit code 3."""
+    """Runs ``python -m module`` to its end. Raises LaunchError with its last lines, MissingExtraError on exit code 3."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment(), check=False)
     if done.returncode == 3:
@@ -55,7 +55,7 @@ def run_module(module: str, *arguments: str, what: str, extra: str) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds an exclusive lock on ``path`` between processes, and says whether it was got; the kernel drops it at death."""
+    """Holds an exclusive lock on ``path`` between processes, and says whether it was got; it dies with its holder."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find(pid: int | None, born: str | None) -> psutil.Process | None:
-    """The process with that pid and birth (see ``birth``); None when it ended or its pid was given away."""
+    """The process with that pid and birth; None when it ended or its pid was given away."""
     if pid is None or born is None or birth(pid) != born:
         return None
     try:
@@ -133,7 +133,7 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
 
 
 def end_session(leader: int, born: str | None, patience_s: float) -> None:
-    """Ends every process of the session that ``leader`` opened: the leader by SIGTERM, after ``patience_s`` all by SIGKILL.
+    """Ends every process of the session of ``leader``: that one by SIGTERM, after ``patience_s`` all by SIGKILL.
 
     vLLM renames its processes, which overwrites their environment; their session stays. A living leader with another
     birth means that the number was given away, which happens only once the whole session is gone.

@@ -52,7 +52,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 class _Graph:
-    """Nodes and initializers in the order in which they are added; ``hidden`` is the name of the current activations."""
+    """Nodes and initializers in the order in which they are added; ``hidden`` names the current activations."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = weights

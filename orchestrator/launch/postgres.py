@@ -51,9 +51,8 @@ def start(home: Path) -> str:
         with children.file_lock(home / "run" / "postgres.lock"):
             return _start(home)
     except OSError as error:
-        raise LaunchError(
-            f"Cannot use {home} for PostgreSQL: {error}. Free space or fix the permissions there, or set ORCHESTRATOR_HOME."
-        ) from error
+        what = "Free space or fix the permissions there, or set ORCHESTRATOR_HOME."
+        raise LaunchError(f"Cannot use {home} for PostgreSQL: {error}. {what}") from error
 
 
 def stop(home: Path) -> None:
@@ -82,7 +81,13 @@ def status(home: Path) -> Service:
     if not data.exists():
         return Service("postgres", "stopped", detail="never started", remedy="orchestrator up")
     if process := _postmaster(data):
-        return Service("postgres", "starting", process.pid, since=children.since(process.pid), detail=children.tail(data / "server.log", 1))
+        return Service(
+            "postgres",
+            "starting",
+            process.pid,
+            since=children.since(process.pid),
+            detail=children.tail(data / "server.log", 1),
+        )
     return Service("postgres", "stopped", detail=children.tail(data / "server.log", 1), remedy="orchestrator up")
 
 
@@ -227,7 +232,7 @@ def _socket_of(data: Path) -> Path:
 
 
 def _socket_folder(data: Path) -> Path:
-    """The data directory, which only its owner can enter; a private folder in /tmp when its path is too long for a socket."""
+    """The data directory, which only its owner can enter; a private one in /tmp when its path is too long."""
     if len(os.fsencode(data / ".s.PGSQL.5432")) <= SOCKET_LIMIT_BYTES:
         return data
     owner = data.stat()
@@ -250,7 +255,8 @@ def _account() -> Any:
     except KeyError:
         pass
     try:
-        subprocess.run(["useradd", "--system", "--no-create-home", ROOT_RUNS_AS], check=True, capture_output=True, text=True)
+        command = ["useradd", "--system", "--no-create-home", ROOT_RUNS_AS]
+        subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise LaunchError(
             f"PostgreSQL does not run as root and the user {ROOT_RUNS_AS!r} cannot be made: {error}. "
@@ -274,7 +280,7 @@ def _open_paths(data: Path) -> None:
 
 
 def _run(program: Path, *arguments: str, data: Path, check: bool) -> str:
-    """Runs to the end; returns the error output when it failed, else nothing. A file, as the server inherits a pipe."""
+    """Runs to the end; returns the output when it failed, else nothing. A file, as the server would inherit a pipe."""
     with tempfile.TemporaryFile() as output:
         done = subprocess.run([str(program), *arguments], stdout=output, stderr=output, **_child(data), check=check)
         output.seek(0)

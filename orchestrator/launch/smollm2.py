@@ -1,4 +1,4 @@
-"""Unpacks SmolLM2's GGUF into a Hugging Face folder in bf16: ``python -m orchestrator.launch.smollm2 FILE.gguf FOLDER``."""
+"""Unpacks SmolLM2's GGUF into a bf16 Hugging Face folder: ``python -m orchestrator.launch.smollm2 FILE.gguf FOLDER``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unpack(gguf: Path, target: Path) -> None:
         print(error, file=sys.stderr)
         raise SystemExit(3) from error
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # GGUF carries no pre-tokenizer rules; SmolLM2 was trained with each digit apart, which matters for blanks before digits.
+    # GGUF carries no pre-tokenizer rules; SmolLM2 was trained with each digit apart: it matters for blanks before them.
     digits = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.backend_tokenizer.pre_tokenizer = digits
     tokenizer.model_max_length = CONTEXT_TOKENS

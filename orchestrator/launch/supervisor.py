@@ -37,7 +37,7 @@ def up(
 ) -> list[Service]:
     """The engines, running with these adapters; found running, it returns at once. Raises LaunchError, MissingExtraError.
 
-    An engine that serves the merged adapter and fails is told in its Service; the base engine has the adapter as well.
+    An engine of the merged adapter that fails is told in its Service; the base engine has the adapter as well.
     """
     wanted = vllm.plan(settings, adapters, merged)
     home = settings.home_dir.absolute()
@@ -56,7 +56,8 @@ def ensure(
             with children.file_lock(home / "run" / "up.lock"):
                 orders = _order(home, wanted)
     except OSError as error:
-        raise LaunchError(f"Cannot write to {home}: {error}. Free space or fix permissions, or set ORCHESTRATOR_HOME.") from error
+        what = "Free space or fix permissions, or set ORCHESTRATOR_HOME."
+        raise LaunchError(f"Cannot write to {home}: {error}. {what}") from error
     return _wait(home, orders, progress) if wait else status(home)
 
 
@@ -84,10 +85,17 @@ def status(home: Path) -> list[Service]:
     alive = children.find(state.get("pid"), state.get("born")) is not None
     entries = [entry for entry in state["children"] if not entry["retiring"]]
     if not alive:
-        return [
-            Service(entry["name"], "failed", detail="its supervisor was killed", remedy="orchestrator up", model=entry["model"])
+        services = [
+            Service(
+                entry["name"],
+                "failed",
+                detail="its supervisor was killed",
+                remedy="orchestrator up",
+                model=entry["model"],
+            )
             for entry in entries
-        ] or [Service("engine", "stopped", remedy="orchestrator up")]
+        ]
+        return services or [Service("engine", "stopped", remedy="orchestrator up")]
     return [_service(home, entry) for entry in entries] or [Service("engine", "starting", detail="supervisor started")]
 
 

@@ -1,4 +1,4 @@
-"""The command lines of the embedded vLLM: the base model with run-time adapters, and the active adapter merged into it."""
+"""The command lines of the embedded vLLM: the base model with run-time adapters, and an adapter merged into it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Child:
 
 
 def plan(settings: Settings, adapters: Sequence[Adapter] = (), merged: Adapter | None = None) -> tuple[Child, ...]:
-    """What should run: ``engine``, and ``merged`` when the settings want it. Pure: nothing is downloaded or converted."""
+    """What should run: ``engine``, and ``merged`` when the settings want it. Nothing is downloaded or converted."""
     settings = settings.resolved()
     loaded = tuple((adapter.served_name, str(adapter.path.absolute())) for adapter in adapters)
     lora = ("--enable-lora", "--max-lora-rank", str(MAX_RANK), "--max-loras", str(MAX_ADAPTERS))
@@ -100,8 +100,11 @@ def on_cpu() -> bool:
 
 
 def wants_merged(settings: Settings) -> bool:
-    """On a CPU an unmerged adapter costs ten times the prompt time; on a GPU run-time LoRA is the normal way."""
-    return settings.adapter_serving == "merged" or (settings.adapter_serving == "auto" and on_cpu())
+    """``auto`` is run-time LoRA, on a CPU as well: with our arithmetic (lora_cpu) it answers as soon as a merged copy.
+
+    Measured, 600 prompt tokens: merged 0.6 s of CPU, run-time 0.6, run-time as vLLM ships it 3.9 to 8.1.
+    """
+    return settings.adapter_serving == "merged"
 
 
 def base_folder(settings: Settings) -> Path:

@@ -11,9 +11,12 @@ import runpy
 import sys
 from typing import Any
 
+from orchestrator.launch.vllm import on_cpu
+
 
 def main() -> None:
     """Serves until a signal ends it."""
+    _install()
     if "--fork" in sys.argv:
         sys.argv.remove("--fork")
         _fork_workers()
@@ -25,8 +28,15 @@ def main() -> None:
         serve()  # type: ignore[no-untyped-call,unused-ignore]
 
 
+def _install() -> None:
+    if on_cpu():
+        from orchestrator.launch import lora_cpu
+
+        lora_cpu.install()
+
+
 def _fork_workers() -> None:
-    """vLLM's CPU platform insists on spawn when it checks the configuration; nothing has used OpenMP before that here."""
+    """vLLM's CPU platform insists on spawn when it checks the configuration; nothing has used OpenMP before that."""
     from vllm.platforms.cpu import CpuPlatform
 
     platform: Any = CpuPlatform
@@ -47,3 +57,5 @@ def _fork_workers() -> None:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # without --fork vLLM starts interpreters that run this file again under this name
+    _install()

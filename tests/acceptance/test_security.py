@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from pathlib import Path
 
+import httpx
 import pytest
-from starlette.routing import Route
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
 
 import orchestrator.api.routes as routes
 from orchestrator.api import create_app
@@ -73,29 +76,42 @@ BAD_KEYS = [
     "Bearer right\x00",
     "Bearer " + "%72ight",
 ]
+BAD_BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"x"',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"model": NaN}',
+    b'{"seed": ' + b"1" * 5000 + b"}",
+    b'{"model": "\\ud800"}',
+    b'{"model": "\xff"}',
+    b"\xef\xbb\xbf{}",
+    b"{" + b",".join(b'"%d":1' % number for number in range(150_000)) + b"}",
+    b'{"model":"orchestrator","messages":[{"role":"user","content":"\\u0000"}],"' + b"x" * 100_000 + b'":1}',
+]
 
 
-@pytest.mark.parametrize("hosts", HOSTS, ids=lambda hosts: "+".join(hosts)[:20] or "none")
-async def test_no_host_and_no_path_gets_in_without_a_key(start: Start, hosts: list[str]) -> None:
+async def test_no_host_and_no_path_gets_in_without_a_key(start: Start) -> None:
     world = await start(api_keys=("right",))
     statuses = {}
 
-    for path in PATHS:
-        for method in ("GET", "POST"):
-            head = [f"{method} {path} HTTP/1.1", *(f"Host: {host}" for host in hosts), "Connection: close", "", ""]
-            statuses[method, path] = (await _raw(world, "\r\n".join(head).encode("latin-1")))[0]
+    for method, path, hosts in itertools.product(("GET", "POST"), PATHS, HOSTS):
+        head = [f"{method} {path} HTTP/1.1", *(f"Host: {host}" for host in hosts), "Connection: close", "", ""]
+        statuses[method, path, *hosts] = (await _raw(world, "\r\n".join(head).encode("latin-1")))[0]
 
-    assert set(statuses.values()) <= {400, 401}
+    assert {call: status for call, status in statuses.items() if status not in (400, 401)} == {}
     assert world.engine.received == []
 
 
-@pytest.mark.parametrize("key", BAD_KEYS, ids=lambda key: repr(key)[:30])
-async def test_no_other_key_gets_in(start: Start, key: str) -> None:
+async def test_no_other_key_gets_in(start: Start) -> None:
     world = await start(api_keys=("right",))
 
-    status, _, _ = await _raw(world, _request("GET", "/v1/models", authorization=key))
+    statuses = {key: (await _raw(world, _request("GET", "/v1/models", authorization=key)))[0] for key in BAD_KEYS}
 
-    assert status in (400, 401)
+    assert {key: status for key, status in statuses.items() if status not in (400, 401)} == {}
 
 
 async def test_two_authorization_headers_do_not_get_in(start: Start) -> None:
@@ -133,41 +149,36 @@ async def test_every_route_is_closed_but_the_probes(start: Start) -> None:
     assert {route.path for route in app.routes} - closed == {"/healthz", "/readyz"}
 
 
+async def test_mounted_in_another_application_it_asks_for_its_key(start: Start) -> None:
+    world = await start(api_keys=("right",))
+    host = Starlette(routes=[Mount("/ai", create_app(world.orchestrator))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(host), base_url="http://host") as client:
+        statuses = {
+            path: (await client.get(path)).status_code
+            for path in ("/ai/healthz", "/ai/v1/models", "/ai//v1/models", "/ai/healthz/", "/ai/x/healthz", "/ai/")
+        }
+        allowed = await client.get("/ai/v1/models", headers={"Authorization": "Bearer right"})
+
+    assert statuses.pop("/ai/healthz") == 200
+    assert set(statuses.values()) == {401}
+    assert allowed.status_code == 200
+
+
 def test_keys_are_compared_as_digests_in_constant_time_from_the_path_alone() -> None:
     source = Path(routes.__file__).read_text()
 
     assert "hmac.compare_digest" in source
-    assert not re.search(r"request\.url|base_url\s*=\s*request|URL\(", source)
+    assert not re.search(r"\.url\b|\.base_url\b|\bURL\(", source)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"x"',
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-        b'{"model": NaN}',
-        b'{"seed": ' + b"1" * 5000 + b"}",
-        b'{"model": "\\ud800"}',
-        b'{"model": "\xff"}',
-        b"\xef\xbb\xbf{}",
-        b"{" + b",".join(b'"%d":1' % number for number in range(150_000)) + b"}",
-        b'{"model":"orchestrator","messages":[{"role":"user","content":"\\u0000"}],"' + b"x" * 100_000 + b'":1}',
-    ],
-    ids=lambda body: repr(body[:20]),
-)
-async def test_a_body_that_is_no_request_is_a_clear_400(start: Start, body: bytes) -> None:
+async def test_bodies_that_are_no_request_are_clear_400s(start: Start) -> None:
     world = await start()
 
-    status, _, reply = await _raw(world, _request("POST", "/v1/chat/completions", body))
+    replies = [await _raw(world, _request("POST", "/v1/chat/completions", body)) for body in BAD_BODIES]
 
-    assert status == 400
-    assert json.loads(reply)["error"]["type"] == "invalid_request_error"
-    assert len(reply) < 1000
+    assert [status for status, _, _ in replies] == [400] * len(BAD_BODIES)
+    assert {json.loads(reply)["error"]["type"] for _, _, reply in replies} == {"invalid_request_error"}
+    assert max(len(reply) for _, _, reply in replies) < 1000
 
 
 async def test_endless_chunked_body_is_refused_at_the_limit(start: Start) -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from orchestrator.langchain import (
     documents_from_langchain,
 )
 from orchestrator.pipeline import Pipeline
-from orchestrator.prompts import load_catalogue
+from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.resources import folder
 from orchestrator.router import open_router
 from orchestrator.settings import Settings
@@ -57,10 +58,15 @@ ADAPTER = Adapter(
 )
 
 
+@cache
+def shipped_catalogue() -> Catalogue:
+    return load_catalogue(folder("prompts"))
+
+
 def make(*scripts: Any) -> Orchestrator:
     """An Orchestrator over fakes."""
     settings = Settings().resolved()
-    catalogue = load_catalogue(folder("prompts"))
+    catalogue = shipped_catalogue()
     embedder = HashEmbedder()
     texts = [LEAVE, "Lunch is at noon.", "Parking is free.", "The office opens at eight."]
     store = MemoryStore({"default": [passage(number, text) for number, text in enumerate(texts, 1)]})
@@ -285,6 +291,20 @@ async def test_orchestrator_of_another_loop_answers_here() -> None:
         texts = [chunk.content async for chunk in model.astream(QUESTION)]
 
     assert message.content == "".join(texts) == TEXT
+
+
+def test_a_loop_that_has_ended_is_said_and_not_waited_for() -> None:
+    orchestrator = make()
+
+    async def build() -> OrchestratorChatModel:
+        return OrchestratorChatModel(orchestrator=orchestrator)
+
+    model = asyncio.run(build())
+
+    with pytest.raises(InputError, match="has ended"):
+        model.invoke(QUESTION)
+    with pytest.raises(InputError, match="has ended"):
+        asyncio.run(model.ainvoke(QUESTION))
 
 
 @pytest.mark.parametrize("home", ["none", "elsewhere"])

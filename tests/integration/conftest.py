@@ -6,7 +6,8 @@ import asyncio
 import tempfile
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -17,6 +18,8 @@ from orchestrator.database import Database
 from orchestrator.knowledge.store import PgStore
 from orchestrator.migrate import migrate
 from orchestrator.testing import HashEmbedder
+
+NewDatabase = Callable[..., AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +54,36 @@ def template(postgres_url: str) -> str:
     return "schema_template"
 
 
-@pytest.fixture
-def empty_database_url(postgres_url: str) -> Iterator[str]:
-    """URL of a new database without any schema."""
-    yield from _new_database(postgres_url, "template1")
+@pytest.fixture(scope="session")
+def new_database(postgres_url: str, template: str) -> NewDatabase:
+    """Makes a database for the length of a block, ``with new_database() as url``; ``False``: without the schema."""
+
+    @contextmanager
+    def make(migrated: bool = True) -> Iterator[str]:
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"create database {name} template {template if migrated else 'template1'}")
+        try:
+            yield _with_name(postgres_url, name)
+        finally:
+            with psycopg.connect(postgres_url, autocommit=True) as connection:
+                connection.execute(f"drop database {name} with (force)")
+
+    return make
 
 
 @pytest.fixture
-def database_url(postgres_url: str, template: str) -> Iterator[str]:
+def database_url(new_database: NewDatabase) -> Iterator[str]:
     """URL of a new database with the schema applied."""
-    yield from _new_database(postgres_url, template)
+    with new_database() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(new_database: NewDatabase) -> Iterator[str]:
+    """URL of a new database without any schema."""
+    with new_database(False) as url:
+        yield url
 
 
 @pytest_asyncio.fixture
@@ -80,17 +103,6 @@ def store(database: Database) -> PgStore:
 def embedder() -> HashEmbedder:
     """A deterministic embedder."""
     return HashEmbedder()
-
-
-def _new_database(server_url: str, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template}")
-    try:
-        yield _with_name(server_url, name)
-    finally:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(f"drop database {name} with (force)")
 
 
 def _with_name(url: str, name: str) -> str:

@@ -69,7 +69,11 @@ async def test_folder_of_files(tmp_path: Path, store: PgStore, embedder: HashEmb
     report = await ingest([tmp_path], store=store, embedder=embedder, collection="c", progress=events.append)
 
     assert (report.added, report.updated, report.unchanged, report.skipped, report.failed) == (5, 0, 0, 1, 3)
-    assert {Path(f.source).name: f.line for f in report.failures} == {"empty.md": None, "junk.txt": None, "rows.jsonl": 2}
+    assert {Path(f.source).name: f.line for f in report.failures} == {
+        "empty.md": None,
+        "junk.txt": None,
+        "rows.jsonl": 2,
+    }
     listed = await store.list_documents("c")
     assert [d.external_id for d in listed] == ["hr/leave.md", "row0", "row1", "row2", "travel.txt"]
     assert (listed[0].title, listed[0].metadata) == ("Leave", {"owner": "HR"})
@@ -92,7 +96,9 @@ async def test_small_documents_are_embedded_together(store: PgStore) -> None:
     assert calls == [250]
 
 
-async def test_a_new_version_embeds_only_what_changed(store: PgStore, embedder: HashEmbedder, database: Database) -> None:
+async def test_a_new_version_embeds_only_what_changed(
+    store: PgStore, embedder: HashEmbedder, database: Database
+) -> None:
     old = f"# Leave\n\nThirty days. {FILLER}\n\n## Parents\n\nSixty days. {FILLER}\n\n## Sick\n\nCall us. {FILLER}\n"
     await put(store, embedder, document(old))
     embedder.texts.clear()
@@ -117,7 +123,9 @@ async def test_the_same_document_again_is_no_work(store: PgStore, embedder: Hash
 
 
 async def test_each_time_sees_its_own_version(store: PgStore, embedder: HashEmbedder, database: Database) -> None:
-    await put(store, embedder, document("Twenty-nine days of leave.", T2026), document("Twenty-seven days of leave.", T2024))
+    await put(
+        store, embedder, document("Twenty-nine days of leave.", T2026), document("Twenty-seven days of leave.", T2024)
+    )
     await put(store, embedder, document("Twenty-eight days of leave.", T2025))
 
     async def at(year: int) -> list[str]:
@@ -209,10 +217,14 @@ async def test_new_metadata_is_kept_without_a_new_version(store: PgStore, embedd
     assert len(await store.history("c", "d")) == 1
 
 
-async def test_equal_paragraphs_of_one_document_share_a_chunk(store: PgStore, embedder: HashEmbedder, database: Database) -> None:
+async def test_equal_paragraphs_of_one_document_share_a_chunk(
+    store: PgStore, embedder: HashEmbedder, database: Database
+) -> None:
     text = "\n\n".join([f"Same words. {FILLER}", f"Other words. {FILLER}", f"Same words. {FILLER}"])
     await put(store, embedder, Document("d", "T", text, "f"))
-    row = await database.fetch_one("select (select count(*) from chunks) as chunks, (select count(*) from version_chunks) as spans")
+    row = await database.fetch_one(
+        "select (select count(*) from chunks) as chunks, (select count(*) from version_chunks) as spans"
+    )
     assert tuple(row or ()) == (2, 3)
     await assert_counts_are_right(database)
 
@@ -225,7 +237,9 @@ async def test_writers_of_one_document_converge_to_one_live_version(
     reports = await asyncio.gather(*(put(store, embedder, document(text)) for text in texts))
 
     assert sum(r.added for r in reports) == 1
-    rows = await database.fetch("select count(*) as n from versions where superseded_at is null and valid_to = 'infinity'")
+    rows = await database.fetch(
+        "select count(*) as n from versions where superseded_at is null and valid_to = 'infinity'"
+    )
     assert rows[0].n == 1
     assert len(await find(store, "version")) == 1
     await assert_counts_are_right(database)
@@ -236,7 +250,9 @@ async def test_writers_of_many_documents_keep_the_counts_right(
 ) -> None:
     async def work(worker: int) -> None:
         for step in range(6):
-            await put(store, embedder, document(f"Words {step} shared by all, and {worker * step}.", name=f"d{worker % 4}"))
+            await put(
+                store, embedder, document(f"Words {step} shared by all, and {worker * step}.", name=f"d{worker % 4}")
+            )
             if step % 3 == 2:
                 try:
                     await store.delete("c", f"d{worker % 4}")

@@ -30,7 +30,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
     assert processes(tmp_path) == []
 
 
-def child(*flags: object, name: str = "engine", model: str = "base", adapters: tuple[tuple[str, str], ...] = ()) -> Child:
+def child(
+    *flags: object, name: str = "engine", model: str = "base", adapters: tuple[tuple[str, str], ...] = ()
+) -> Child:
     command = (sys.executable, str(FAKE), "--port", PORT, "--model", model, *map(str, flags))
     return Child(name, model, (command,), {}, adapters)
 

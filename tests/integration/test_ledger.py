@@ -119,7 +119,10 @@ async def test_one_batch_of_two_tenants_feeds_two_chains(database):
             for record in pair(Query("x", tenant=tenant)):
                 ledger.put(record)
 
-    assert [(row.tenant, row.seq) for row in await rows(database)] == [("a", n) for n in range(1, 5)] + [("b", 1), ("b", 2)]
+    assert [(row.tenant, row.seq) for row in await rows(database)] == [("a", n) for n in range(1, 5)] + [
+        ("b", 1),
+        ("b", 2),
+    ]
     assert await verify_ledger(database, "a") == await verify_ledger(database, "b") == []
 
 
@@ -165,7 +168,9 @@ async def test_an_edited_row_is_named(database, column, value):
 
     await as_dba(database, statement)
 
-    assert any(fault.startswith("row 4 (ans_") and "edited" in fault for fault in await verify_ledger(database, "default"))
+    assert any(
+        fault.startswith("row 4 (ans_") and "edited" in fault for fault in await verify_ledger(database, "default")
+    )
 
 
 async def test_a_row_that_was_edited_with_its_hash_breaks_the_next(database):
@@ -251,7 +256,8 @@ async def test_a_row_that_moved_to_another_tenant_is_found(database):
 
 
 @pytest.mark.parametrize(
-    "statement", ["update answers set payload = '{}'", "delete from answers", "truncate answers", "truncate answers cascade"]
+    "statement",
+    ["update answers set payload = '{}'", "delete from answers", "truncate answers", "truncate answers cascade"],
 )
 async def test_the_ledger_refuses_to_change(database, statement):
     await write_answers(database, 1)
@@ -263,7 +269,9 @@ async def test_the_ledger_refuses_to_change(database, statement):
     assert await verify_ledger(database, "default") == []
 
 
-@pytest.mark.parametrize("text", ["nul \x00 byte", "half \ud800 pair", "\u2028", "😀", '"}\\', "%s %(x)s {x}", "a" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["nul \x00 byte", "half \ud800 pair", "\u2028", "😀", '"}\\', "%s %(x)s {x}", "a" * 100_000]
+)
 async def test_any_question_is_kept(database, text):
     query = Query(text)
     async with Ledger.open(database) as ledger:

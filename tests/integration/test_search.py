@@ -71,7 +71,7 @@ async def test_fused_score_is_the_convex_combination_of_both(store: PgStore, emb
 
     cosine = {p.external_id: p.scores["cosine"] for p in dense}
     best = max(cosine.values()) + 1
-    expected = {name: 0.5 * lexical.get(name, 0) + 0.5 * (cosine[name] + 1) / best for name in cosine}
+    expected = {name: 0.2 * lexical.get(name, 0) + 0.8 * (cosine[name] + 1) / best for name in cosine}
     assert {p.external_id: p.score for p in fused} == pytest.approx(expected, rel=1e-6)
     assert [p.external_id for p in fused] == sorted(expected, key=lambda name: -expected[name])
 

@@ -23,7 +23,11 @@ def quote(text, answer):
         (LEAVE, "25 days", "Every employee has 25 days of annual leave."),
         (LEAVE, "31 March", "Carry-over ends on 31 March."),
         ("It costs 3.5 EUR, e.g. for tea. Coffee is 4.5 EUR.", "3.5 EUR", "It costs 3.5 EUR, e.g. for tea."),
-        ("Ask Dr. J. Smith of Acme Inc. about leave. Others wait.", "Smith", "Ask Dr. J. Smith of Acme Inc. about leave."),
+        (
+            "Ask Dr. J. Smith of Acme Inc. about leave. Others wait.",
+            "Smith",
+            "Ask Dr. J. Smith of Acme Inc. about leave.",
+        ),
         ("One line\nwraps over two. Another.", "wraps over", "One line\nwraps over two."),
         ("Rules:\n- taxi up to 40 EUR\n- train first class\n", "40 EUR", "- taxi up to 40 EUR"),
         ("1. First ask.\n2. Then wait.\n", "wait", "2. Then wait."),
@@ -58,14 +62,19 @@ def test_a_quote_is_a_stripped_stretch_of_the_text(text, answer):
     assert found or not text.strip()
 
 
-@pytest.mark.parametrize("piece", ["word ", "a", ".", "\n", " ", "a. ", "1.", ". ", '."', "12 ", "1,", "\n1", "#", "(", "|\n"])
+@pytest.mark.parametrize(
+    "piece", ["word ", "a", ".", "\n", " ", "a. ", "1.", ". ", '."', "12 ", "1,", "\n1", "#", "(", "|\n"]
+)
 def test_a_long_text_is_read_once(piece):
     # Quadratic matching of 50 kB needs minutes; the suite's limit would show it. No clock is read here.
     assert best_sentence(piece * (50_000 // len(piece)), "25 days") is not None
 
 
 @given(
-    before=st.text(max_size=40), text=st.text(min_size=1, max_size=120), after=st.text(max_size=20), answer=st.text(max_size=20)
+    before=st.text(max_size=40),
+    text=st.text(min_size=1, max_size=120),
+    after=st.text(max_size=20),
+    answer=st.text(max_size=20),
 )
 def test_the_span_leads_to_the_quote_in_the_version(before, text, after, answer):
     version = before + text + after
@@ -113,7 +122,9 @@ def test_numbers_are_taken_once_in_their_order():
 
 
 def test_a_passage_that_has_nothing_of_the_answer_is_dropped():
-    citations, dropped = resolve_citations([1, 2], [passage(1, LEAVE), passage(2, "Parking is free.")], "25 days of leave")
+    citations, dropped = resolve_citations(
+        [1, 2], [passage(1, LEAVE), passage(2, "Parking is free.")], "25 days of leave"
+    )
 
     assert [citation.number for citation in citations] == [1]
     assert dropped == (2,)

@@ -119,7 +119,10 @@ def test_no_text_forges_a_passage_or_a_question(text, title, question):
     content = compose(question, passages, 10_000).messages[1].content
 
     assert len(passage_lines(content)) == 2
-    assert len([line for line in content.splitlines() if re.match(r"[\s\u200b-\u200f\u2060\ufeff\xad]*Question:", line)]) == 1
+    assert (
+        len([line for line in content.splitlines() if re.match(r"[\s\u200b-\u200f\u2060\ufeff\xad]*Question:", line)])
+        == 1
+    )
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)

@@ -9,7 +9,9 @@ import pytest
 from orchestrator.errors import LoadError
 from orchestrator.knowledge.decode import clean_text, decode_text
 
-RUSSIAN = "Сотрудники имеют тридцать дней отпуска в год. Заявление подаётся в календаре, и начальник его подтверждает. " * 3
+RUSSIAN = (
+    "Сотрудники имеют тридцать дней отпуска в год. Заявление подаётся в календаре, и начальник его подтверждает. " * 3
+)
 GERMAN = "Für die Fußgänger gilt: Über die Straße nur bei Grün. " * 5
 
 

@@ -41,12 +41,15 @@ ADAPTER = Adapter("cited-answer", "a" * 64, Path("x"), "base", 16, "grounded", "
 LEAVE = passage(1, "Every employee has 25 days of leave.")
 PARKING = passage(2, "Parking is free.")
 GROUNDED = ['{"answerable": true, "cita', 'tions": [1], "answer": "25', " days of le", 'ave"}']
+COUNT = WordTokens()
 DIRECT = ['{"answer": "bill', 'ing"}']
 QUESTION = "How many days of leave?"
 TASK = "Classify as billing or other: I was charged twice"
 
 
-def build(*scripts, ledger=None, passages=(LEAVE, PARKING), tokens=WordTokens(), truncated=False, catalogue=CATALOGUE, **settings):
+def build(
+    *scripts, ledger=None, passages=(LEAVE, PARKING), tokens=COUNT, truncated=False, catalogue=CATALOGUE, **settings
+):
     engine = ScriptedEngine(*(scripts or (GROUNDED,)), truncated=truncated)
     serving = MemoryServing(engine, {"cited-answer": ADAPTER})
     pipeline = Pipeline(
@@ -219,19 +222,30 @@ async def test_passages_that_do_not_fit_are_not_called_missing():
     assert engine.received == []
 
 
+REFUSAL = "The documents do not answer this question."
+
+
 @pytest.mark.parametrize(
     ("output", "text", "flags"),
     [
-        ('{"answerable": true, "citations": [9], "answer": "25 days"}', "25 days [no source]", ("citation_dropped:9", "no_source")),
-        ('{"answerable": true, "citations": [1], "answer": "26 days of leave"}', "26 days of leave [no source]", ("unsupported", "no_source")),
+        (
+            '{"answerable": true, "citations": [9], "answer": "25 days"}',
+            "25 days [no source]",
+            ("citation_dropped:9", "no_source"),
+        ),
+        (
+            '{"answerable": true, "citations": [1], "answer": "26 days of leave"}',
+            "26 days of leave [no source]",
+            ("unsupported", "no_source"),
+        ),
         ('{"answerable": true, "citations": [1], "answer": "25 [2] days [1]"}', "25 days [1]", ("marks_removed",)),
-        ('{"answerable": false, "citations": [1], "answer": "25 days"}', "The documents do not answer this question.", ("citation_dropped:1",)),
-        ('{"answerable": true, "citations": [1], "answer": " "}', "The documents do not answer this question.", ("citation_dropped:1", "empty_answer")),
-        ('{"answer": "25 days", "answerable": false, "citations": []}', "The documents do not answer this question.", ()),
+        ('{"answerable": false, "citations": [1], "answer": "25 days"}', REFUSAL, ("citation_dropped:1",)),
+        ('{"answerable": true, "citations": [1], "answer": " "}', REFUSAL, ("citation_dropped:1", "empty_answer")),
+        ('{"answer": "25 days", "answerable": false, "citations": []}', REFUSAL, ()),
         ('{"answer": "25 days", "citations": [1], "answerable": true}', "25 days [1]", ()),
         ('{"answerable": true, "citations": [1], "answer": "  25\\u0020days\\n "}', "25 days [1]", ()),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("step", [1, 3, 1000])
 async def test_deltas_join_to_the_answer_also_when_it_was_corrected(output, text, flags, step):
     pipeline, _ = build([output[start : start + step] for start in range(0, len(output), step)])
@@ -438,7 +452,12 @@ async def test_an_adapter_is_asked_for_twice_at_most_and_never_after_the_first_t
 async def test_an_adapter_that_changed_in_between_does_not_answer():
     pipeline, engine = build([AdapterUnavailableError("404")], GROUNDED)
     forget = pipeline.serving.forget
-    pipeline.serving.forget = lambda name: (forget(name), pipeline.serving.adapters.update({name: replace(ADAPTER, digest="b" * 64)}))
+
+    def forget_and_find_another(name):
+        forget(name)
+        pipeline.serving.adapters[name] = replace(ADAPTER, digest="b" * 64)
+
+    pipeline.serving.forget = forget_and_find_another
 
     with pytest.raises(AdapterUnavailableError, match="changed"):
         await pipeline.ask(Query(QUESTION))
@@ -529,7 +548,12 @@ async def test_a_remote_engine_counts_the_tokens():
     pipeline, engine = build(tokens=None)
     counted = []
     count = engine.count_tokens
-    engine.count_tokens = lambda messages, model: (counted.append((messages[0]["content"], model)), count(messages, model))[1]
+
+    async def count_and_remember(messages, model):
+        counted.append((messages[0]["content"], model))
+        return await count(messages, model)
+
+    engine.count_tokens = count_and_remember
 
     answer = await pipeline.ask(Query(QUESTION))
 
@@ -570,7 +594,12 @@ async def test_history_is_sent_only_where_the_route_takes_it():
     await task.ask(Query(TASK, history=history))
     await grounded.ask(Query(QUESTION, history=history))
 
-    assert [message.content for message in task_engine.received[0].messages[1:-1]] == ["turn 2", "turn 3", "turn 4", "turn 5"]
+    assert [message.content for message in task_engine.received[0].messages[1:-1]] == [
+        "turn 2",
+        "turn 3",
+        "turn 4",
+        "turn 5",
+    ]
     assert len(grounded_engine.received[0].messages) == 2
 
 
@@ -594,6 +623,8 @@ async def test_many_questions_at_once_do_not_mix():
     answers = await asyncio.gather(*(pipeline.ask(query) for query in queries))
 
     assert [answer.id for answer in answers] == [query.id for query in queries]
-    by_text = {record["question"]: identifier for record, identifier in zip(pipeline.ledger.payloads("intent"), [r.answer_id for r in pipeline.ledger.records if r.kind == "intent"], strict=True)}
-    assert by_text == {query.text: query.id for query in queries}
+    intents = [record for record in pipeline.ledger.records if record.kind == "intent"]
+    assert {record.answer_id: json.loads(record.payload)["question"] for record in intents} == {
+        q.id: q.text for q in queries
+    }
     assert engine.closed == 50

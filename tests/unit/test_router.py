@@ -146,7 +146,9 @@ def test_the_same_query_gets_the_same_plan(text, vector):
     assert ROUTER.plan(query, vector) == ROUTER.plan(query, vector)
 
 
-@pytest.mark.parametrize("text", ["\n" * 50_000 + "x", "a:" * 25_000, "'" * 50_000, "ignore " * 8000, "classify '" + "a" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["\n" * 50_000 + "x", "a:" * 25_000, "'" * 50_000, "ignore " * 8000, "classify '" + "a" * 50_000]
+)
 def test_a_long_text_is_planned_without_long_matching(text):
     assert SHIPPED.plan(Query(text)).route in SHIPPED.catalogue.routes
 
@@ -155,7 +157,8 @@ async def test_examples_are_embedded_once_and_find_themselves():
     embedder = HashEmbedder()
     catalogue = load_catalogue(folder("prompts"))
     router = await open_router(catalogue, embedder)
-    unruled = replace(router, catalogue=replace(catalogue, routes={n: replace(r, patterns=(), keywords=()) for n, r in catalogue.routes.items()}))
+    routes = {name: replace(route, patterns=(), keywords=()) for name, route in catalogue.routes.items()}
+    unruled = replace(router, catalogue=replace(catalogue, routes=routes))
 
     assert len(embedder.texts) == sum(len(route.examples) for route in catalogue.routes.values())
     for route in catalogue.routes.values():

@@ -50,7 +50,7 @@ def test_an_argument_wins_over_the_environment_and_none_does_not():
 
 
 def test_an_unknown_variable_is_refused_and_the_known_ones_are_named():
-    with pytest.raises(SettingsError, match="ORCHESTRATOR_DATABSE_URL is not a setting.*ORCHESTRATOR_DATABASE_URL"):
+    with pytest.raises(SettingsError, match=r"ORCHESTRATOR_DATABSE_URL is not a setting.*ORCHESTRATOR_DATABASE_URL"):
         Settings.from_env({"ORCHESTRATOR_DATABSE_URL": "x"})
 
 

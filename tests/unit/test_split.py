@@ -30,7 +30,23 @@ Last words.
 """
 
 PIECES = st.sampled_from(
-    ["\n", "\n\n", " ", "# ", "## a\n", "- x\n", "```\n", "| a | b |\n", "word ", "End. ", "é\u0301", "🦓", "\u2028", "\x0b", "\xa0"]
+    [
+        "\n",
+        "\n\n",
+        " ",
+        "# ",
+        "## a\n",
+        "- x\n",
+        "```\n",
+        "| a | b |\n",
+        "word ",
+        "End. ",
+        "é\u0301",
+        "🦓",
+        "\u2028",
+        "\x0b",
+        "\xa0",
+    ]
 )
 TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=20), st.text("ab .", max_size=60)), max_size=40).map("".join)
 

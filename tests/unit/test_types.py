@@ -36,7 +36,9 @@ def test_an_instant_stays_that_instant(given):
 
 
 def test_an_instant_without_a_zone_is_in_utc():
-    assert end_of("2025-03-01T10:30:00") == start_of(datetime(2025, 3, 1, 10, 30)) == DAY_START.replace(hour=10, minute=30)
+    assert (
+        end_of("2025-03-01T10:30:00") == start_of(datetime(2025, 3, 1, 10, 30)) == DAY_START.replace(hour=10, minute=30)
+    )
 
 
 def test_no_moment_stays_none():

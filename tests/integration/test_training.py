@@ -1,0 +1,303 @@
+"""Training with the real libraries on a tiny random model: exact tokens, repeatable weights, survival of kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.behaviour.examples import Recipe, build_groups, load_questions
+from orchestrator.behaviour.fit import Fit, Progress, attach_lora, forbid_vision, mean_loss, open_base, write_atomically
+from orchestrator.behaviour.preflight import check_adapter
+from orchestrator.behaviour.tokens import Renderer, pack, unpack
+from orchestrator.behaviour.train import TrainRequest, adapter_digest, train_adapter
+from orchestrator.compose import compose_messages
+from orchestrator.errors import TrainingError
+from orchestrator.prompts import load_catalogue
+from orchestrator.resources import folder
+from orchestrator.testing import passage
+from orchestrator.tokens import LocalTokens
+from orchestrator.types import Passage
+
+forbid_vision()
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+CATALOGUE = load_catalogue(folder("prompts"))
+TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    passage(
+        number,
+        f"House {number} of street {number % 6} was built by mason {number * 7}.",
+        title="",
+        external_id=f"d{number}",
+    )
+    for number in range(1, 91)
+]
+
+
+async def search(text: str, k: int) -> Sequence[Passage]:
+    """Passages that share most words with the question."""
+    wanted = set(text.lower().replace("?", "").split())
+    return sorted(CORPUS, key=lambda each: -len(wanted & set(each.text.lower().replace(".", "").split())))[:k]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers with a byte-level tokenizer and SmolLM2's chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    where = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = BpeTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([each.text for each in CORPUS] + ['{"answerable":true,"citations":[1]}'] * 9, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(where)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
+    return where
+
+
+@pytest.fixture
+def request_(base: Path, tmp_path: Path) -> TrainRequest:
+    """A small run: some 20 steps of a second or two in all."""
+    lines = [
+        {
+            "id": f"q{each.chunk_id}",
+            "question": f"Who built House {each.chunk_id} of street {each.chunk_id % 6}?",
+            "document_id": each.external_id,
+            "answerable": True,
+            "answers": [f"mason {each.chunk_id * 7}"],
+        }
+        for each in CORPUS
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return TrainRequest(
+        name="tiny",
+        data=tmp_path,
+        collection="c",
+        base=base,
+        base_name="tiny-base",
+        out=tmp_path / "out" / "tiny",
+        max_examples=60,
+        recipe=Recipe(seed=1, max_branches=3),
+        fit=Fit(rank=4, alpha=8, learning_rate=1e-2, batch=1),
+    )
+
+
+async def train(request: TrainRequest) -> tuple[Path, list[Progress]]:
+    seen: list[Progress] = []
+    return await train_adapter(request, search=search, catalogue=CATALOGUE, progress=seen.append), seen
+
+
+async def train_until_killed(request: TrainRequest, failpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAILPOINT", failpoint)
+    with pytest.raises(TrainingError, match="run the same command again"):
+        await train(request)
+    monkeypatch.delenv("FAILPOINT")
+    assert not request.out.exists()
+
+
+async def test_a_branch_holds_exactly_the_tokens_of_its_conversation(base: Path, request_: TrainRequest) -> None:
+    _, tokenizer = open_base(base, 1)
+    renderer = Renderer(
+        tokenizer, CATALOGUE.prompt("grounded"), CATALOGUE.contract("cited_answer"), LocalTokens(base).count, 1600
+    )
+    groups = await build_groups(load_questions(request_.data), search, split="train", count=40, recipe=request_.recipe)
+
+    for group in groups:
+        branches = unpack(pack(renderer.group(group)))
+        for branch, ids in zip(group.branches, branches, strict=True):
+            served = compose_messages(
+                renderer.prompt, branch.question, group.passages, count=renderer.count, budget_tokens=1600
+            )
+            turns = [{"role": each.role, "content": each.content} for each in served.messages]
+            turns.append({"role": "assistant", "content": renderer.contract.dump(branch.target())})
+            whole = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)[
+                "input_ids"
+            ]
+            assert tuple(whole[: len(ids)]) == ids
+            assert tokenizer.decode(whole[len(ids) :]) == "\n"
+
+
+async def test_packed_branches_have_the_loss_of_conversations_alone(base: Path, request_: TrainRequest) -> None:
+    model, tokenizer = open_base(base, 1)
+    renderer = Renderer(
+        tokenizer, CATALOGUE.prompt("grounded"), CATALOGUE.contract("cited_answer"), LocalTokens(base).count, 1600
+    )
+    groups = await build_groups(load_questions(request_.data), search, split="train", count=12, recipe=request_.recipe)
+    tuned = attach_lora(model.float(), request_.fit)
+
+    rendered = [conversation for group in groups for conversation in renderer.group(group)]
+    packed = mean_loss(tuned, [pack(renderer.group(group)) for group in groups])
+    alone = mean_loss(tuned, [pack([conversation]) for conversation in rendered])
+
+    assert packed == pytest.approx(alone, rel=1e-5)
+
+
+async def test_a_run_learns_and_leaves_a_checked_adapter_and_nothing_else(request_: TrainRequest) -> None:
+    out, seen = await train(request_)
+
+    checked = check_adapter(out)
+    losses = [progress.loss for progress in seen if progress.loss is not None]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    assert checked.rank == 4
+    assert losses[-1] < losses[0]
+
+
+async def test_the_manifest_says_what_the_adapter_depends_on(request_: TrainRequest) -> None:
+    out, _ = await train(request_)
+
+    manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    assert manifest["digest"] == adapter_digest(out)
+    assert manifest["prompt"] == {"name": "grounded", "digest": CATALOGUE.prompt("grounded").digest}
+    assert manifest["contract"] == {"name": "cited_answer", "digest": CATALOGUE.contract("cited_answer").digest}
+    assert manifest["base"]["name"] == "tiny-base"
+    assert manifest["data"]["questions"] == 60
+    assert sum(manifest["data"]["kinds"].values()) == 60
+    assert len(manifest["probe"]) == 8
+    assert str(request_.base) not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [f"step:{random.randint(2, 9)}", f"step:{random.randint(12, 19)}", "wrote-checkpoint.safetensors:2", "finished"],
+)
+async def test_a_killed_run_goes_on_to_the_same_bytes(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch, failpoint: str
+) -> None:
+    whole, _ = await train(replace(request_, out=request_.out.with_name("whole")))
+    expected = (whole / "adapter_model.safetensors").read_bytes()
+
+    await train_until_killed(request_, failpoint, monkeypatch)
+    again, _ = await train(request_)
+
+    assert (again / "adapter_model.safetensors").read_bytes() == expected
+    assert adapter_digest(again) == adapter_digest(whole)
+
+
+async def test_a_resumed_run_says_where_it_goes_on(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    await train_until_killed(request_, "step:13", monkeypatch)
+
+    _, seen = await train(request_)
+
+    assert "continues at step 10" in [progress.note for progress in seen]
+
+
+async def test_other_settings_start_anew_and_say_so(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    await train_until_killed(request_, "step:13", monkeypatch)
+
+    _, seen = await train(replace(request_, fit=replace(request_.fit, learning_rate=2e-3)))
+
+    notes = " ".join(progress.note for progress in seen)
+    assert "built anew" in notes
+    assert "starts anew" in notes
+
+
+async def test_a_damaged_checkpoint_is_named(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    await train_until_killed(request_, "step:13", monkeypatch)
+    (request_.job / "checkpoint.safetensors").write_bytes(b"garbage")
+
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors is damaged"):
+        await train(request_)
+
+
+async def test_an_existing_adapter_is_never_overwritten(request_: TrainRequest) -> None:
+    request_.out.mkdir(parents=True)
+    (request_.out / "manifest.json").write_text("{}")
+
+    with pytest.raises(TrainingError, match="holds an adapter already"):
+        await train(request_)
+
+
+async def test_two_runs_of_one_job_do_not_meet(request_: TrainRequest) -> None:
+    results = await asyncio.gather(train(request_), train(request_), return_exceptions=True)
+
+    failures = [result for result in results if isinstance(result, BaseException)]
+    assert len(failures) == 1
+    assert "another process trains" in str(failures[0])
+
+
+async def test_a_base_without_weights_is_named(request_: TrainRequest, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no \*\.safetensors"):
+        await train(replace(request_, base=tmp_path))
+
+
+async def test_a_budget_too_small_for_the_passages_is_said(request_: TrainRequest) -> None:
+    with pytest.raises(TrainingError, match="exceed the budget of 60"):
+        await train(replace(request_, budget_tokens=60))
+
+
+async def test_a_cancelled_run_leaves_no_process(request_: TrainRequest) -> None:
+    import psutil
+
+    began = asyncio.Event()
+
+    def show(progress: Progress) -> None:
+        if progress.stage == "train":
+            began.set()
+
+    task = asyncio.create_task(train_adapter(request_, search=search, catalogue=CATALOGUE, progress=show))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not [each for each in psutil.Process().children() if str(request_.job) in each.cmdline()]
+    assert not request_.out.exists()
+
+
+def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    write_atomically(file, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="free some space"):
+        write_atomically(file, b"new")
+
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
