@@ -132,8 +132,9 @@ def write(file: Path, text: str) -> None:
     """Puts the table between its two marks, or at the end of the file."""
     old = file.read_text("utf-8") if file.exists() else "# The shipped adapter, measured\n"
     before, _, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2]
-    file.write_text(f"{before.rstrip()}\n\n{BEGIN}\n{text}\n{END}\n{after.lstrip()}", "utf-8")
+    after = rest.partition(END)[2].strip()
+    tail = f"\n{after}\n" if after else ""
+    file.write_text(f"{before.rstrip()}\n\n{BEGIN}\n{text}\n{END}\n{tail}", "utf-8")
 
 
 def record(folder: Path, result: dict[str, Any]) -> None:

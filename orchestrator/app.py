@@ -6,14 +6,20 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.behaviour.registry import Registry, ensure_shipped
 from orchestrator.database import Database
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
+from orchestrator.knowledge.embed import open_embedder
+from orchestrator.knowledge.ingest import IngestEvent, IngestReport
+from orchestrator.knowledge.ingest import ingest as ingest_paths
+from orchestrator.knowledge.records import VersionText
 from orchestrator.knowledge.store import PgStore
+from orchestrator.launch import postgres
 from orchestrator.ledger import Ledger
 from orchestrator.migrate import migrate
 from orchestrator.pipeline import Pipeline
@@ -21,6 +27,7 @@ from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.protocols import Embedder
 from orchestrator.resources import folder
 from orchestrator.router import open_router
+from orchestrator.serving import EngineServing, open_tokens
 from orchestrator.settings import Settings
 from orchestrator.types import Answer, Event, Message, Passage, Plan, Query, end_of, start_of
 
@@ -38,10 +45,10 @@ class Orchestrator:
     catalogue: Catalogue
     pipeline: Pipeline
     embedder: Embedder
-    database: Database | None = None
-    store: Any = None
-    registry: Any = None
-    serving: Any = field(default=None, repr=False)
+    database: Database
+    store: PgStore
+    registry: Registry
+    serving: EngineServing
 
     @classmethod
     @asynccontextmanager
@@ -52,10 +59,6 @@ class Orchestrator:
 
         Raises SettingsError, LaunchError, DatabaseError, MigrationError.
         """
-        from orchestrator.behaviour.registry import Registry, ensure_shipped
-        from orchestrator.knowledge.embed import open_embedder
-        from orchestrator.serving import EngineServing, open_tokens
-
         settings = settings.resolved() if settings else Settings.from_env(**overrides)
         catalogue = load_catalogue(settings.prompts_dir or folder("prompts"))
         async with AsyncExitStack() as stack:
@@ -103,12 +106,10 @@ class Orchestrator:
         collection: str | None = None,
         valid_from: Moment = None,
         id_from: str | None = None,
-        progress: Any = None,
-    ) -> Any:
-        """Indexes files and folders; a second run does only what is new. Gives an IngestReport."""
-        from orchestrator.knowledge.ingest import ingest
-
-        return await ingest(
+        progress: Callable[[IngestEvent], None] | None = None,
+    ) -> IngestReport:
+        """Indexes files and folders; a second run does only what is new."""
+        return await ingest_paths(
             [Path(path) for path in paths],
             store=self.store,
             embedder=self.embedder,
@@ -122,6 +123,10 @@ class Orchestrator:
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector per text."""
         return await self.embedder.embed(texts)
+
+    async def document_version(self, document_id: str, number: int) -> VersionText:
+        """The text that a citation points into, by document id and version. Raises UnknownNameError."""
+        return await self.store.version(document_id, number)
 
     @property
     def embedding_model(self) -> str:
@@ -150,8 +155,6 @@ class Orchestrator:
         return reasons
 
     async def _database_reasons(self) -> list[str]:
-        if self.database is None:
-            return []
         try:
             await self.database.fetch_one("select 1")
         except DatabaseError as error:
@@ -178,7 +181,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """The database alone, started when it is embedded and brought to this code's schema."""
     url = settings.database_url
     if url is None:
-        url = await asyncio.to_thread(_start_postgres, settings)
+        url = await asyncio.to_thread(postgres.start, settings.home_dir)
     async with Database.open(url, settings.pool_size) as database:
         await migrate(database)
         yield database
@@ -201,10 +204,10 @@ def ask(question: str, *, settings: Settings | None = None, **options: Any) -> A
     return _block(run())
 
 
-def ingest(*paths: str | Path, settings: Settings | None = None, **options: Any) -> Any:
+def ingest(*paths: str | Path, settings: Settings | None = None, **options: Any) -> IngestReport:
     """Blocking ``Orchestrator.ingest`` for scripts."""
 
-    async def run() -> Any:
+    async def run() -> IngestReport:
         async with Orchestrator.open(settings) as orchestrator:
             return await orchestrator.ingest(*paths, **options)
 
@@ -236,8 +239,3 @@ def _moment(value: Moment, read: Callable[[Moment], datetime | None]) -> datetim
     except ValueError as error:
         raise InputError(f"{value!r} is no date: write 2025-03-01 or 2025-03-01T12:00:00+00:00") from error
 
-
-def _start_postgres(settings: Settings) -> str:
-    from orchestrator.launch import postgres
-
-    return postgres.start(settings.home_dir)

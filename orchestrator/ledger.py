@@ -245,7 +245,7 @@ async def show_answer(database: Database, answer_id: str) -> dict[str, Any]:
         row.kind: {"seq": row.seq, "at": row.at.isoformat(), "hash": row.hash, **json.loads(row.payload)}
         for row in rows
     }
-    return {"id": answer_id, "outcome": {"outcome": "partial"}, **parts}
+    return {"id": answer_id, "intent": parts.get("intent"), "outcome": parts.get("outcome", {"outcome": "partial"})}
 
 
 async def list_answers(database: Database, tenant: str, limit: int) -> list[dict[str, Any]]:

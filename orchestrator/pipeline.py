@@ -154,6 +154,7 @@ class Pipeline:
         passages = await self._find(query, plan, vector, clock)
         contract = self.catalogue.contract(plan.contract or "")
         served = await self._serve(plan) if passages or not plan.retrieves else None
+        clock.mark("serve")
         composition = await self._compose(query, plan, passages, served) if served else Composition((), ())
         clock.mark("compose")
         if served is None or (plan.retrieves and not composition.passages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from orchestrator.behaviour.probe import prove_active
 from orchestrator.behaviour.registry import Registry, check_digests
 from orchestrator.engine import VllmEngine
 from orchestrator.errors import AdapterUnavailableError, EngineUnavailableError, OrchestratorError
-from orchestrator.launch import children, supervisor, weights
+from orchestrator.launch import children, supervisor, vllm, weights
 from orchestrator.launch.service import Service
 from orchestrator.pipeline import Served
 from orchestrator.prompts import Catalogue
@@ -124,17 +124,25 @@ class EngineServing:
         """The engine that answers for an adapter, running: the one with it merged, else the one with run-time adapters."""
         if self._settings.engine_url:
             return Service("engine", "ready", url=self._settings.engine_url, model=self._settings.engine_model)
-        active = [known for known in await self._registry.list() if known.state == "active"]
-        wanted = {route.adapter for route in self._catalogue.routes.values()}
-        merged = next((known for known in active if known.name in wanted), None)
-        services = await asyncio.to_thread(
-            supervisor.up, self._settings, adapters=active, merged=merged, progress=self._progress
-        )
-        ready = {service.model: service for service in services if service.state == "ready"}
-        service = ready.get(adapter.served_name if adapter else "") or ready.get(self._settings.engine_model)
+        merged = adapter if adapter and adapter.state == "active" and vllm.wants_merged(self._settings) else None
+        model = merged.served_name if merged else self._settings.engine_model
+        found = _ready(supervisor.status(self._settings.home_dir.absolute())).get(model)
+        if found:  # what runs already is used as it is: another process may have wanted more than we do
+            return found
+        ready = _ready(await self._start(merged))
+        service = ready.get(model) or ready.get(self._settings.engine_model)
         if service is None:
             raise EngineUnavailableError("the embedded engine is not ready; `orchestrator doctor` says why")
         return service
+
+    async def _start(self, merged: Adapter | None) -> list[Service]:
+        active = [known for known in await self._registry.list() if known.state == "active"]
+        if merged is None:
+            wanted = self._route_adapters()
+            merged = next((known for known in active if known.name in wanted), None)
+        return await asyncio.to_thread(
+            supervisor.up, self._settings, adapters=active, merged=merged, progress=self._progress
+        )
 
     def _connect(self, url: str) -> VllmEngine:
         if url not in self._engines:
@@ -162,6 +170,10 @@ class EngineServing:
 
     def _record_file(self, adapter: Adapter) -> Path:
         return self._settings.home_dir / "run" / f"proven-{adapter.digest[:12]}.json"
+
+
+def _ready(services: Sequence[Service]) -> dict[str, Service]:
+    return {service.model: service for service in services if service.state == "ready"}
 
 
 def _identity(service: Service) -> list[str]:

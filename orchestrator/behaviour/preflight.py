@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.behaviour.fit import TARGETS
 from orchestrator.errors import InputError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -24,7 +25,7 @@ MANIFEST = "manifest.json"
 FILES = {WEIGHTS: 1 << 30, CONFIG: 1 << 20, MANIFEST: 4 << 20}  # largest size of each, in bytes
 MAX_RANK = 16
 MAX_HEADER = 8 << 20
-MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+MODULES = frozenset(TARGETS)
 
 _TENSOR = re.compile(
     r"base_model\.model\.model\.layers\.(\d{1,4})\.(?:self_attn|mlp)\.([a-z]+_proj)\.lora_(A|B)\.weight"

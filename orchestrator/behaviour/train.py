@@ -65,14 +65,15 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What to train. ``data``: questions.jsonl or its folder; ``base``: model folder; ``out``: where the adapter goes."""
+    """What to train. ``data``: questions.jsonl or its folder; ``base``: model folder, named
+    in the manifest by its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes."""
 
     name: str
     data: Path
     collection: str
     base: Path
     out: Path
-    base_name: str = "SmolLM2-135M-Instruct"
+    base_name: str = ""
     prompt: str = "grounded"
     contract: str = "cited_answer"
     budget_tokens: int = 1600
@@ -160,6 +161,7 @@ def _describe(request: TrainRequest, prompt: str, contract: str) -> dict[str, An
     """Everything that decides the weights, as JSON values."""
     questions = request.data / "questions.jsonl" if request.data.is_dir() else request.data
     values = asdict(request) | {"base": str(request.base), "prompt_body": prompt, "contract_body": contract}
+    values["base_name"] = request.base_name or request.base.name
     del values["data"], values["out"]
     values["questions_sha256"] = hashlib.sha256(questions.read_bytes()).hexdigest() if questions.is_file() else ""
     described: dict[str, Any] = json.loads(json.dumps(values))

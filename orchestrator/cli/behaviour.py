@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.app import Orchestrator, open_database
+from orchestrator.behaviour.examples import Recipe
 from orchestrator.behaviour.fit import Fit
 from orchestrator.behaviour.registry import Registry
 from orchestrator.behaviour.train import TrainRequest, train_adapter
@@ -66,6 +67,7 @@ async def train(
             contract=options["contract"],
             max_examples=options["max_examples"],
             threads=options["threads"],
+            recipe=Recipe(seed=options["seed"]),
             fit=fit,
         )
 
@@ -113,7 +115,7 @@ async def adapters_list(output: Output, settings: Settings) -> None:
 async def adapters_show(output: Output, settings: Settings, name: str) -> None:
     """Print an adapter's manifest: what it was trained on, and how well it did."""
     async with _registry(settings) as registry:
-        adapter = await registry.get(name)
+        adapter = await registry.find(name)
     fields = _fields(adapter)
     output.emit(fields, lambda console: console.print_json(data=fields))
 

@@ -25,6 +25,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.settings import Settings
 
 QUIET_S = 10.0
+PIPE_COLUMNS = 220
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -33,8 +34,8 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.notes = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _console(stderr=False)
+        self.notes = _console(stderr=True)
 
     def emit(self, data: Any, text: Callable[[Console], None] | str | None = None) -> None:
         """The command's result: ``data`` as JSON, or ``text`` for a person."""
@@ -69,6 +70,12 @@ class Output:
                     self.say(f"{title}: {f'{done / total:.0%}, ' if total else ''}{note}")
 
             yield update
+
+
+def _console(stderr: bool) -> Console:
+    """A terminal as wide as it is; a file or a pipe wide enough for every table."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
 
 
 def plain(value: Any) -> Any:

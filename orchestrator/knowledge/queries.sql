@@ -209,6 +209,14 @@ where d.collection_id = %(collection_id)s and d.external_id = %(external_id)s
            else v.superseded_at is null and v.valid_from <= coalesce(%(as_of)s::timestamptz, now())
                 and coalesce(%(as_of)s::timestamptz, now()) < v.valid_to end;
 
+-- name: version-by-id
+select d.id::text as document_id, d.external_id, v.number, v.title, v.media_type, v.source, v.text,
+       nullif(v.valid_from, '-infinity') as valid_from, nullif(v.valid_to, 'infinity') as valid_to, v.superseded_at
+from versions v
+join documents d on d.id = v.document_id
+join collections c on c.id = d.collection_id
+where c.tenant = %(tenant)s and d.id::text = %(document_id)s and v.number = %(number)s;
+
 -- name: search
 -- One round trip. Lexical: BM25 in Lucene's variant (Robertson & Zaragoza 2009, idf with + 1 so that it stays positive)
 -- over the question's lexemes joined by OR. Dense: the cosine of every vector of the collection. Both scores are exact for

@@ -247,6 +247,15 @@ class PgStore:
             raise _unknown_document(collection, external_id)
         return VersionText(*row)
 
+    async def version(self, document_id: str, number: int) -> VersionText:
+        """The stored text that a citation names by document id and version number. Raises UnknownNameError."""
+        row = await self._database.fetch_one(
+            statement("version-by-id"), tenant=self._tenant, document_id=document_id, number=number
+        )
+        if row is None:
+            raise UnknownNameError(f"there is no document {document_id!r} with a version {number}", param="document_id")
+        return VersionText(*row)
+
 
 def text_sha256(text: str) -> str:
     """Hash of a stored text, hex."""

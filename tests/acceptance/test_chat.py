@@ -10,6 +10,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from orchestrator.testing import MemoryLedger
+from orchestrator.types import Completion, Usage
 from tests.acceptance.conftest import ADAPTER, DIRECT, GROUNDED, GROUNDED_TEXT, LEAVE, QUESTION, Start
 
 
@@ -218,6 +219,16 @@ async def test_json_object_of_a_route_without_a_model_is_json_too(start: Start) 
     reply = await world.ask("Help", response_format={"type": "json_object"})
 
     assert "full question" in json.loads(reply.choices[0].message.content)["reply"]
+
+
+async def test_an_answer_that_was_cut_off_is_not_called_stopped(start: Start) -> None:
+    whole = "".join(GROUNDED)
+    world = await start([whole, Completion(whole, "length", "base", Usage(10, 5))])
+
+    reply = await world.ask()
+    chunks = [chunk async for chunk in await world.ask(stream=True)]
+
+    assert reply.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "length"
 
 
 async def test_only_allow_listed_keys_reach_the_engine(start: Start) -> None:

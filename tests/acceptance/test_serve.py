@@ -69,7 +69,7 @@ async def test_second_signal_ends_streams_with_an_error_event() -> None:
         process.send_signal(signal.SIGTERM)
 
         with pytest.raises(openai.APIError) as caught:
-            await _finish(stream)
+            await asyncio.wait_for(_finish(stream), 20)  # sooner than the drain ends by itself
         assert caught.value.code == "engine_unavailable"
         assert await asyncio.wait_for(process.wait(), 20) == 0
 

@@ -219,13 +219,19 @@ def test_nothing_is_streamed_before_the_verdict(written):
     assert "".join(streamed(CITED, written)) == ""
 
 
-@pytest.mark.parametrize("escape", ["\\ud800", "\\udc00", "\\ud800\\ud800", "\\x", "\\u00g0", "\n", "\x00"])
+@pytest.mark.parametrize("escape", ["\ud800", "\\ud800", "\\udc00", "\\ud800\\ud800", "\\x", "\\u00g0", "\n", "\x00"])
 def test_a_broken_escape_ends_the_stream_and_the_answer(escape):
     written = f'{{"answer": "sure {escape} x"}}'
 
     assert "".join(streamed(TEXT, written)) == "sure"
     with pytest.raises(ContractError):
         check_output(TEXT, written, ())
+
+
+def test_a_number_before_the_answer_is_read_to_its_end():
+    contract = made({"note": {"type": "integer"}, "answer": {"type": "string"}})
+
+    assert "".join(streamed(contract, '{"note": 1234, "answer": "yes"}')) == "yes"
 
 
 def test_fields_before_the_answer_may_be_of_any_kind():
