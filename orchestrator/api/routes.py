@@ -121,6 +121,7 @@ class Api:
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/documents/{document_id:path}/versions/{number}", self.document, methods=["GET"]),
         ]
 
     async def healthz(self, request: Request) -> Response:
@@ -168,6 +169,15 @@ class Api:
         return _json(
             completion_body(answer, chat, int(time.time()), self._base_url), headers={"x-request-id": answer.id}
         )
+
+    async def document(self, request: Request) -> Response:
+        """The text that a citation's link names; its ``#char=a,b`` counts this text's characters (RFC 5147)."""
+        document_id, number = request.path_params["document_id"], request.path_params["number"]
+        if not document_id.isprintable() or not number.isascii() or not number.isdigit() or len(number) > 9:
+            raise UnknownNameError("there is no document version of that name", param="document_id")
+        version = await self._service.document_version(document_id, int(number))
+        safe = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
+        return Response(version.text, headers=safe, media_type="text/plain")
 
     async def _names(self) -> list[str]:
         return [*await self._service.model_names(), self._service.embedding_model]

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import orjson
 
 from orchestrator.errors import InputError, OrchestratorError, UnknownNameError
+from orchestrator.knowledge.records import VersionText
 from orchestrator.ledger import plan_fields
 from orchestrator.prompts import Catalogue
 from orchestrator.settings import Settings
@@ -104,6 +105,10 @@ class Service(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One vector per text."""
+        ...
+
+    async def document_version(self, document_id: str, number: int) -> VersionText:
+        """The stored text that a citation points into. Raises UnknownNameError."""
         ...
 
     async def model_names(self) -> list[str]:

@@ -16,6 +16,8 @@ from openai import AsyncOpenAI
 
 from orchestrator.api import serve
 from orchestrator.app import Orchestrator
+from orchestrator.errors import UnknownNameError
+from orchestrator.knowledge.records import VersionText
 from orchestrator.pipeline import Pipeline
 from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.resources import folder
@@ -49,6 +51,25 @@ class MemoryRegistry:
 
     async def list(self) -> list[Adapter]:
         return [ADAPTER]
+
+
+class LiveDatabase:
+    """A database that answers."""
+
+    async def fetch_one(self, sql: str) -> tuple[int]:
+        return (1,)
+
+
+class DocumentStore(MemoryStore):
+    """Finds a passage's document again."""
+
+    async def version(self, document_id: str, number: int) -> VersionText:
+        for found in self.collections["default"]:
+            if (found.document_id, found.version) == (document_id, number):
+                return VersionText(
+                    document_id, found.external_id, number, found.title, "text/html", "", found.text, None, None, None
+                )
+        raise UnknownNameError(f"there is no document {document_id!r} with a version {number}", param="document_id")
 
 
 class Readiness:
@@ -85,6 +106,7 @@ class World:
     serving: MemoryServing
     readiness: Readiness
     orchestrator: Orchestrator
+    server: asyncio.Task[None]
 
     def __post_init__(self) -> None:
         self.official = self.client()
@@ -130,9 +152,8 @@ async def build(engine: ScriptedEngine, ledger: MemoryLedger, **settings: Any) -
     router = await open_router(catalogue, embedder)
     pipeline = Pipeline(values, catalogue, router, embedder, store, serving, ledger, WordTokens())
     readiness = Readiness()
-    orchestrator = Orchestrator(
-        values, catalogue, pipeline, embedder, store=store, registry=MemoryRegistry(), serving=readiness
-    )
+    parts: Any = {"database": LiveDatabase(), "store": store, "registry": MemoryRegistry(), "serving": readiness}
+    orchestrator = Orchestrator(values, catalogue, pipeline, embedder, **parts)
     return orchestrator, readiness
 
 
@@ -149,16 +170,17 @@ async def start() -> AsyncIterator[Start]:
             orchestrator, readiness = await build(engine, kept, **settings)
             url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             task = asyncio.create_task(serve(orchestrator, "127.0.0.1", 0, ready=url.set_result))
-            stack.push_async_callback(_end, task)
+            stack.push_async_callback(end, task)
             await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED)
-            world = World(await url, engine, kept, orchestrator.pipeline.serving, readiness, orchestrator)  # type: ignore[arg-type]
+            world = World(await url, engine, kept, orchestrator.pipeline.serving, readiness, orchestrator, task)  # type: ignore[arg-type]
             stack.push_async_callback(world.official.close)
             return world
 
         yield begin
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancels a task and waits for its end."""
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

@@ -99,6 +99,38 @@ async def test_another_embedding_model_is_not_found(start: Start) -> None:
         await world.official.embeddings.create(model="text-embedding-3-small", input="a")
 
 
+async def test_a_citations_link_leads_to_the_characters_it_names(start: Start) -> None:
+    world = await start()
+    reply = await world.ask()
+    url, _, fragment = reply.choices[0].message.annotations[0].url_citation.url.partition("#char=")
+    begin, end = (int(number) for number in fragment.split(","))
+
+    async with httpx.AsyncClient() as client:
+        document = await client.get(url)
+
+    assert document.text[begin:end] == reply.orchestrator["citations"][0]["quote"]
+    assert document.headers["content-type"] == "text/plain; charset=utf-8"  # never HTML: a document may hold a script
+    assert document.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_link_to_nothing_is_not_found(start: Start) -> None:
+    world = await start()
+    paths = ["doc-9/versions/1", "doc-1/versions/9", "doc-1/versions/x", "doc-1/versions/" + "9" * 5000, "/versions/1"]
+    paths += [
+        "a%00b/versions/1",
+        "..%2f..%2fetc%2fpasswd/versions/1",
+        "doc-1/versions/%C2%B2",
+        "doc-1",
+        "doc-1/versions/-1",
+    ]
+
+    async with httpx.AsyncClient() as client:
+        replies = [await client.get(f"{world.url}/v1/documents/{path}") for path in paths]
+
+    assert [reply.status_code for reply in replies] == [404] * len(paths)
+    assert all(reply.json()["error"]["code"] == "not_found" for reply in replies)
+
+
 async def test_ready_when_nothing_is_wrong(start: Start) -> None:
     world = await start()
 

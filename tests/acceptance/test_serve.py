@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.api import serve
 from orchestrator.errors import LaunchError
-from tests.acceptance.conftest import QUESTION, Start
+from tests.acceptance.conftest import QUESTION, Start, end
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +72,18 @@ async def test_second_signal_ends_streams_with_an_error_event() -> None:
             await asyncio.wait_for(_finish(stream), 20)  # sooner than the drain ends by itself
         assert caught.value.code == "engine_unavailable"
         assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_no_answer_outlives_the_server(start: Start) -> None:
+    world = await start(['{"answerable": true, "citations": [1], "answer": "25', asyncio.Event()])
+    stream = await _begin(world.official)
+
+    await end(world.server)
+
+    assert world.engine.cancelled == 1
+    assert world.ledger.payloads("outcome")[0]["outcome"] == "cancelled"
+    with pytest.raises(openai.APIError):
+        await _finish(stream)
 
 
 async def test_address_that_is_taken_is_named(start: Start) -> None:

@@ -73,7 +73,8 @@ def make(*scripts: Any) -> Orchestrator:
     serving = MemoryServing(ScriptedEngine(*(scripts or (PIECES,))), {"cited-answer": ADAPTER})
     router = asyncio.run(open_router(catalogue, embedder))
     pipeline = Pipeline(settings, catalogue, router, embedder, store, serving, MemoryLedger(), WordTokens())
-    return Orchestrator(settings, catalogue, pipeline, embedder, store=store)
+    parts: Any = {"database": None, "store": store, "registry": None, "serving": serving}
+    return Orchestrator(settings, catalogue, pipeline, embedder, **parts)
 
 
 def engine_of(orchestrator: Orchestrator) -> ScriptedEngine:

@@ -53,7 +53,8 @@ DUMP = {
     "terms": "select term, document_count from terms order by 1",
     "collections": "select name, embedding_space, chunk_count, term_count from collections order by 1",
     "orphans": """
-        select count(*) from chunks c where not exists (select from version_chunks m where m.chunk_id = c.id)""",
+        select (select count(*) from chunks c where not exists (select from version_chunks m where m.chunk_id = c.id)),
+               (select count(*) from postings p where not exists (select from terms t where t.id = p.term_id))""",
 }
 
 FAILPOINTS = [

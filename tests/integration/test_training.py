@@ -94,8 +94,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.fixture
-def request_(base: Path, tmp_path: Path) -> TrainRequest:
+def make_request(base: Path, where: Path) -> TrainRequest:
     """A small run: some 20 steps of a second or two in all."""
     lines = [
         {
@@ -107,18 +106,29 @@ def request_(base: Path, tmp_path: Path) -> TrainRequest:
         }
         for each in CORPUS
     ]
-    (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (where / "questions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return TrainRequest(
         name="tiny",
-        data=tmp_path,
+        data=where,
         collection="c",
         base=base,
         base_name="tiny-base",
-        out=tmp_path / "out" / "tiny",
+        out=where / "out" / "tiny",
         max_examples=60,
         recipe=Recipe(seed=1, max_branches=3),
         fit=Fit(rank=4, alpha=8, learning_rate=1e-2, batch=1),
     )
+
+
+@pytest.fixture
+def request_(base: Path, tmp_path: Path) -> TrainRequest:
+    return make_request(base, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Progress]]:
+    """An uninterrupted run: the adapter's folder and its progress."""
+    return asyncio.run(train(make_request(base, tmp_path_factory.mktemp("whole"))))
 
 
 async def train(request: TrainRequest) -> tuple[Path, list[Progress]]:
@@ -171,10 +181,11 @@ async def test_packed_branches_have_the_loss_of_conversations_alone(base: Path, 
     assert packed == pytest.approx(alone, rel=1e-5)
 
 
-async def test_a_run_learns_and_leaves_a_checked_adapter_and_nothing_else(request_: TrainRequest) -> None:
-    out, seen = await train(request_)
+def test_a_run_learns_and_leaves_a_checked_adapter_and_nothing_else(whole: tuple[Path, list[Progress]]) -> None:
+    out, seen = whole
 
     checked = check_adapter(out)
+
     losses = [progress.loss for progress in seen if progress.loss is not None]
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter_config.json",
@@ -186,10 +197,11 @@ async def test_a_run_learns_and_leaves_a_checked_adapter_and_nothing_else(reques
     assert losses[-1] < losses[0]
 
 
-async def test_the_manifest_says_what_the_adapter_depends_on(request_: TrainRequest) -> None:
-    out, _ = await train(request_)
+def test_the_manifest_says_what_the_adapter_depends_on(base: Path, whole: tuple[Path, list[Progress]]) -> None:
+    out, _ = whole
 
     manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+
     assert manifest["digest"] == adapter_digest(out)
     assert manifest["prompt"] == {"name": "grounded", "digest": CATALOGUE.prompt("grounded").digest}
     assert manifest["contract"] == {"name": "cited_answer", "digest": CATALOGUE.contract("cited_answer").digest}
@@ -197,32 +209,32 @@ async def test_the_manifest_says_what_the_adapter_depends_on(request_: TrainRequ
     assert manifest["data"]["questions"] == 60
     assert sum(manifest["data"]["kinds"].values()) == 60
     assert len(manifest["probe"]) == 8
-    assert str(request_.base) not in json.dumps(manifest)
+    assert str(base) not in json.dumps(manifest)
 
 
 @pytest.mark.parametrize(
-    "failpoint",
-    [f"step:{random.randint(2, 9)}", f"step:{random.randint(12, 19)}", "wrote-checkpoint.safetensors:2", "finished"],
+    ("failpoint", "note"),
+    [
+        (f"step:{random.randint(2, 9)}", ""),
+        (f"step:{random.randint(12, 19)}", "continues at step 10"),
+        ("wrote-checkpoint.safetensors:2", "continues at step 10"),
+        ("finished", "continues at step"),
+    ],
 )
 async def test_a_killed_run_goes_on_to_the_same_bytes(
-    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch, failpoint: str
+    request_: TrainRequest,
+    whole: tuple[Path, list[Progress]],
+    monkeypatch: pytest.MonkeyPatch,
+    failpoint: str,
+    note: str,
 ) -> None:
-    whole, _ = await train(replace(request_, out=request_.out.with_name("whole")))
-    expected = (whole / "adapter_model.safetensors").read_bytes()
-
     await train_until_killed(request_, failpoint, monkeypatch)
-    again, _ = await train(request_)
 
-    assert (again / "adapter_model.safetensors").read_bytes() == expected
-    assert adapter_digest(again) == adapter_digest(whole)
+    again, seen = await train(request_)
 
-
-async def test_a_resumed_run_says_where_it_goes_on(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    await train_until_killed(request_, "step:13", monkeypatch)
-
-    _, seen = await train(request_)
-
-    assert "continues at step 10" in [progress.note for progress in seen]
+    assert (again / "adapter_model.safetensors").read_bytes() == (whole[0] / "adapter_model.safetensors").read_bytes()
+    assert adapter_digest(again) == adapter_digest(whole[0])
+    assert note in " ".join(progress.note for progress in seen)
 
 
 async def test_other_settings_start_anew_and_say_so(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +277,8 @@ async def test_a_base_without_weights_is_named(request_: TrainRequest, tmp_path:
 
 
 async def test_a_budget_too_small_for_the_passages_is_said(request_: TrainRequest) -> None:
-    with pytest.raises(TrainingError, match="exceed the budget of 60"):
-        await train(replace(request_, budget_tokens=60))
+    with pytest.raises(TrainingError, match="exceed the budget of 150"):
+        await train(replace(request_, budget_tokens=150))
 
 
 async def test_a_cancelled_run_leaves_no_process(request_: TrainRequest) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import example, given, settings
@@ -53,20 +54,18 @@ def test_only_citations_that_resolve_and_carry_are_kept(citations, kept, flags):
     assert checked.text.endswith("[1]" if kept else "[no source]")
 
 
-@settings(max_examples=1000)
-@given(
-    st.lists(st.integers(1, 10**6) | st.integers(1, 4).map(float), max_size=5),
-    st.sampled_from(["25", "free", "zebra 7", "Yes"]),
-)
-def test_no_forged_citation_passes(citations, answer):
-    checked = check_output(CITED, output(answer, citations), SHOWN)
+def test_of_a_thousand_forged_citations_none_passes():
+    random = Random(5)
+    for _ in range(1000):
+        numbers = random.choices([1, 2, 1.0, 2.0, 3, 4.0, 99, 10**9], k=random.randrange(6))
+        checked = check_output(CITED, output(random.choice(["25", "free", "zebra 7", "Yes"]), numbers), SHOWN)
 
-    for citation in checked.citations:
-        source = SHOWN[citation.number - 1]
-        assert source.text[citation.span[0] : citation.span[1]] == citation.quote
-        assert source.document_id == citation.document_id
-    assert checked.data["citations"] == [citation.number for citation in checked.citations]
-    assert bool(checked.citations) != ("no_source" in checked.flags)
+        assert checked.data["citations"] == [citation.number for citation in checked.citations]
+        assert bool(checked.citations) != ("no_source" in checked.flags)
+        for citation in checked.citations:
+            source = SHOWN[citation.number - 1]
+            assert source.text[citation.span[0] : citation.span[1]] == citation.quote
+            assert source.document_id == citation.document_id
 
 
 @pytest.mark.parametrize("answer", ["30 days of leave", "25 days, 3 of them paid"])
