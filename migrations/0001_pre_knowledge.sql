@@ -10,7 +10,10 @@ create table collections (
     language        regconfig not null default 'english',
     bm25_k1         real not null default 1.2,
     bm25_b          real not null default 0.75,
-    dense_weight    real not null default 0.5 check (dense_weight between 0 and 1),
+    -- Weight of the dense side in the fused score. The cosine's theoretical minimum of -1 makes its normalised values lie
+    -- close together, so an even weight lets BM25 decide alone. Measured with MiniLM, nDCG@10 at weight 0.5 / 0.8:
+    -- CISI .388 / .441, SQuAD paragraphs .890 / .904; flat between 0.7 and 0.9.
+    dense_weight    real not null default 0.8 check (dense_weight between 0 and 1),
     chunk_count     bigint not null default 0,  -- kept by the statements that add and remove postings
     term_count      bigint not null default 0,  -- sum of chunks.term_count: average length = term_count / chunk_count
     created_at      timestamptz not null default now(),
@@ -93,8 +96,10 @@ create table terms (
     unique (collection_id, term)
 );
 
+-- No foreign key on terms: checking it took half of the time of writing postings (1.0 of 1.9 s for 88,000). Terms are only
+-- ever removed when no chunk holds them, under the collection's lock.
 create table postings (
-    term_id   bigint not null references terms (id) on delete cascade,
+    term_id   bigint not null,
     chunk_id  bigint not null references chunks (id) on delete cascade,
     frequency integer not null check (frequency > 0),
     primary key (term_id, chunk_id)

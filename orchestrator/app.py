@@ -66,7 +66,7 @@ class Orchestrator:
             embedder = await asyncio.to_thread(open_embedder, settings, progress)
             if hasattr(embedder, "aclose"):
                 stack.push_async_callback(embedder.aclose)
-            store = PgStore(database, tenant=settings.tenant)
+            store = PgStore(database, tenant=settings.tenant, space=embedder.space)
             registry = Registry(database, settings)
             await ensure_shipped(registry, settings)
             ledger = await stack.enter_async_context(Ledger.open(database))

@@ -12,7 +12,7 @@ from orchestrator.resources import folder
 
 log = logging.getLogger(__name__)
 
-PGVECTOR_AT_LEAST = (0, 8)
+PGVECTOR_AT_LEAST = (0, 8, 4)  # security floor
 
 
 async def migrate(database: Database, path: Path | None = None) -> list[str]:
@@ -71,10 +71,10 @@ async def _check_pgvector(database: Database) -> None:
     row = await database.fetch_one(statement("pgvector-version"))
     if row is None:
         raise MigrationError(
-            "this PostgreSQL has no pgvector. Install pgvector 0.8 or newer there (package postgresql-NN-pgvector), "
+            "this PostgreSQL has no pgvector. Install pgvector 0.8.4 or newer there (package postgresql-NN-pgvector), "
             "or unset ORCHESTRATOR_DATABASE_URL to use the embedded PostgreSQL."
         )
-    if tuple(int(part) for part in row.version.split(".")[:2]) < PGVECTOR_AT_LEAST:
+    if tuple(int(part) for part in row.version.split(".")) < PGVECTOR_AT_LEAST:
         raise MigrationError(
-            f"pgvector {row.version} is too old, 0.8 is needed. Update it, then run: alter extension vector update"
+            f"pgvector {row.version} is too old, 0.8.4 is needed. Update it, then run: alter extension vector update"
         )

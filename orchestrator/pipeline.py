@@ -137,7 +137,10 @@ class Pipeline:
             raise
         except Exception as error:
             logger.exception("answer %s failed", query.id)
-            mistake = OrchestratorError(f"an unexpected {type(error).__name__}; the log has it", answer_id=query.id)
+            mistake = OrchestratorError(
+                f"an unexpected {type(error).__name__} in our own code; the log says where. Please report it",
+                answer_id=query.id,
+            )
             await self._fail(run, clock, mistake)
             raise mistake from error
 

@@ -192,6 +192,11 @@ def _check_references(catalogue: Catalogue) -> None:
                 f"routes.toml [routes.{route.name}] needs a reply, or a prompt of {sorted(catalogue.prompts)} "
                 f"and a contract of {sorted(catalogue.contracts)}"
             )
+        if route.k and not catalogue.contract(route.contract or "").refusal:
+            raise SettingsError(
+                f"routes.toml [routes.{route.name}] retrieves (k = {route.k}); contract {route.contract!r} needs a refusal "
+                "text in x-orchestrator, for when nothing is found"
+            )
 
 
 def _refuse_unknown(where: str, keys: Mapping[str, Any], known: set[str]) -> None:

@@ -55,7 +55,7 @@ class Settings:
     request_timeout_s: float = _setting(120.0, "Longest time that one question may take, in seconds.")
     token_timeout_s: float = _setting(30.0, "Longest silence of the engine between two tokens, in seconds.")
     max_question_chars: int = _setting(16_000, "Longest question, in characters.")
-    max_document_bytes: int = _setting(64_000_000, "Largest file that ingest reads, in bytes.")
+    max_document_bytes: int = _setting(32_000_000, "Largest file that ingest reads, in bytes.")
     log_level: str = _setting("WARNING", "Level of the log on standard error.")
 
     @classmethod

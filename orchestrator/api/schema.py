@@ -252,13 +252,14 @@ def completion_body(answer: Answer, request: ChatRequest, created: int, base_url
 def chunk_body(request: ChatRequest, created: int, delta: Json | None, finish: str | None = None) -> Json:
     """``chat.completion.chunk``; without a delta it is the chunk that carries the usage only."""
     choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
-    return {
+    body: Json = {
         "id": request.query.id,
         "object": "chat.completion.chunk",
         "created": created,
         "model": request.model,
         "choices": choices,
     }
+    return {**body, "usage": None} if request.include_usage else body
 
 
 def answer_content(answer: Answer, request: ChatRequest) -> str:

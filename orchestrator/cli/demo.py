@@ -23,7 +23,7 @@ COLLECTION = "handbook"
 CITED = "How many days of annual leave do full-time employees get per year?"
 EARLIER = "2024-06-01"
 UNANSWERABLE = "Which football club does the company sponsor?"
-DIRECT = "Extract the e-mail address from this text: write to ann@example.org for details."
+DIRECT = 'Extract the name of the person from this text: "Yesterday Olaf Mertens called and asked for a copy."'
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ async def demo(output: Output, settings: Settings) -> None:
             UNANSWERABLE,
             lambda a: not a.citations and a.data is not None and a.data.get("answerable") is False,
         )
-        await show.answer("A narrow task, without retrieval", DIRECT, lambda a: a.route == "direct" and bool(a.text))
+        await show.answer("A narrow task, without retrieval", DIRECT, lambda a: a.route == "direct" and "Olaf Mertens" in a.text)
         if now:
             await show.base_against_adapter(now)
     failed = [step for step in steps if not step.happened]

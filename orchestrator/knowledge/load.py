@@ -19,7 +19,7 @@ from orchestrator.knowledge import parse
 from orchestrator.knowledge.decode import clean_text, decode_text
 from orchestrator.types import Document, start_of
 
-MAX_BYTES = 64_000_000
+MAX_BYTES = 32_000_000
 MAX_ID = 500  # characters; the index on it takes about 2,700 bytes
 MAX_TITLE = 500
 MAX_FRONT_MATTER = 16_384  # characters

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+
+from pgvector import HalfVector
 
 from orchestrator.database import Connection, Database, Json, Row, copy_rows, statement
 from orchestrator.errors import InputError, UnknownNameError
@@ -267,7 +268,7 @@ def pack_vector(vector: Sequence[float]) -> bytes:
     length = math.sqrt(sum(value * value for value in vector))
     if not math.isfinite(length) or not 1e-6 < length < 1e4:
         raise InputError("the embedder gave a vector that is zero or not finite")
-    return struct.pack(f">HH{len(vector)}e", len(vector), 0, *vector)
+    return bytes(HalfVector(list(vector)).to_binary())
 
 
 def is_latest(versions: Sequence[Version], document: Document) -> bool:

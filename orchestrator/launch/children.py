@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import psutil
 
 KILL_TIMEOUT_S = 10
+GONE_POLL_S = 0.02
 SITE = Path(__file__).parent / "site"  # holds sitecustomize.py, see there
 
 
@@ -77,10 +79,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; empty when the file is missing or not JSON."""
+    """The JSON object in ``path``; empty when the file cannot be read or is not JSON."""
     try:
         found = orjson.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -141,17 +143,30 @@ def end_session(leader: int, born: str | None, patience_s: float) -> None:
     leaders = [process for process in _session(leader, born) if process.pid == leader]
     if patience_s and leaders:  # it ends its own children; what it leaves is killed
         _signal(leaders, signal.SIGTERM)
-        _psutil().wait_procs(leaders, timeout=patience_s)
-    members = _session(leader, born)
-    _signal(members, signal.SIGKILL)
-    _psutil().wait_procs(members, timeout=KILL_TIMEOUT_S)
+        _wait(leaders, patience_s)
+    wait_gone(_session(leader, born), 0)
 
 
 def wait_gone(processes: Sequence[psutil.Process], patience_s: float) -> None:
     """Waits until they ended; what is left after ``patience_s`` is killed."""
-    _gone, alive = _psutil().wait_procs(processes, timeout=patience_s)
+    alive = _wait(processes, patience_s)
     _signal(alive, signal.SIGKILL)
-    _psutil().wait_procs(alive, timeout=KILL_TIMEOUT_S)
+    _wait(alive, KILL_TIMEOUT_S)
+
+
+def _wait(processes: Sequence[psutil.Process], patience_s: float) -> list[psutil.Process]:
+    """Those that still run after ``patience_s``. A zombie has ended: in a container nobody may ever reap it."""
+    end = time.monotonic() + patience_s
+    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < end:
+        time.sleep(GONE_POLL_S)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != _psutil().STATUS_ZOMBIE)
+    except _psutil().Error:
+        return False
 
 
 def _session(leader: int, born: str | None) -> list[psutil.Process]:

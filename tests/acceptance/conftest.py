@@ -145,7 +145,7 @@ async def build(engine: ScriptedEngine, ledger: MemoryLedger, **settings: Any) -
     values = Settings(**settings).resolved()
     catalogue = shipped_catalogue()
     embedder = HashEmbedder()
-    store = MemoryStore(
+    store = DocumentStore(
         {"default": [passage(1, LEAVE), passage(2, "Lunch is at noon."), passage(3, "Parking is free.")]}
     )
     serving = MemoryServing(engine, {"cited-answer": ADAPTER})

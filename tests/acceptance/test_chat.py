@@ -8,6 +8,8 @@ import json
 import httpx
 import pytest
 from openai import AsyncOpenAI
+from openai.types import CreateEmbeddingResponse, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from orchestrator.testing import MemoryLedger
 from orchestrator.types import Completion, Usage
@@ -70,6 +72,26 @@ async def test_stream_brings_the_same_text_and_annotations(start: Start) -> None
     assert usage.choices == []
     assert usage.usage.total_tokens == 15
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("question", [QUESTION, "Help", "nothing in common"])
+async def test_bodies_keep_the_official_types_strictly(start: Start, question: str) -> None:
+    world = await start()
+    body = {"model": "orchestrator", "messages": [{"role": "user", "content": question}]}
+    streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+
+    async with httpx.AsyncClient(base_url=f"{world.url}/v1") as client:
+        whole = await client.post("/chat/completions", json=body)
+        lines = [line async for line in (await client.post("/chat/completions", json=streamed)).aiter_lines() if line]
+        models = await client.get("/models")
+        vectors = await client.post("/embeddings", json={"model": "hash-64", "input": "x"})
+
+    ChatCompletion.model_validate_json(whole.content, strict=True)
+    chunks = [ChatCompletionChunk.model_validate_json(line.removeprefix("data: "), strict=True) for line in lines[:-1]]
+    assert [chunk.usage is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)
+    CreateEmbeddingResponse.model_validate_json(vectors.content, strict=True)
+    assert [Model.model_validate(entry, strict=True).object for entry in models.json()["data"]].count("model") == 7
 
 
 async def test_stream_helper_of_the_client_accumulates_the_answer(start: Start) -> None:

