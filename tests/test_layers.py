@@ -41,6 +41,7 @@ DOORS = {
     "onnxruntime": {"knowledge.embed"},
     "orjson": {"engine", "knowledge", "behaviour", "launch", "api"},
     "peft": {"behaviour"},
+    "pgvector": {"knowledge.store"},
     "platformdirs": {"settings"},
     "psutil": {"launch"},
     "psycopg": {"database", "behaviour.registry"},  # registry: the type of a JSON value only

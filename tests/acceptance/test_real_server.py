@@ -24,13 +24,19 @@ NOTE = Path(__file__).parents[2] / "examples" / "handbook" / "annual-leave.md"
 LONG = "Rewrite this text politely and at length: " + "send me the file now, I need it for the report. " * 8
 
 
-@pytest.fixture
-async def client(stack: dict[str, str]) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client of `orchestrator serve`."""
+@pytest.fixture(scope="module")
+def corpus(stack: dict[str, str]) -> dict[str, str]:
+    """The stack, with one document in it."""
     subprocess.run([*PROGRAM, "ingest", str(NOTE)], env=stack, check=True, capture_output=True, timeout=120)
+    return stack
+
+
+@pytest.fixture
+async def client(corpus: dict[str, str]) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The official client of `orchestrator serve`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    process = await asyncio.create_subprocess_exec(*PROGRAM, "serve", "--port", port, env=stack)
+    process = await asyncio.create_subprocess_exec(*PROGRAM, "serve", "--port", port, env=corpus)
     try:
         async with openai.AsyncOpenAI(
             base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=60

@@ -24,6 +24,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_tests.integration_tests import ChatModelIntegrationTests, RetrieversIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
+import orchestrator.langchain
 from orchestrator.app import Orchestrator
 from orchestrator.errors import InputError, StreamBrokenError
 from orchestrator.langchain import (
@@ -360,6 +361,12 @@ def test_forged_langchain_objects_come_back_as_text() -> None:
 
     assert message.content == forged
     assert message.response_metadata["orchestrator"]["data"] == {"answer": forged}
+
+
+def test_nothing_is_ever_revived_from_its_serialised_form() -> None:
+    sources = [path.read_text() for path in Path(orchestrator.langchain.__file__).parent.rglob("*.py")]
+
+    assert not [source for source in sources if "langchain_core.load" in source or "astream_log" in source]
 
 
 def test_pages_of_one_source_become_one_document() -> None:
