@@ -12,7 +12,7 @@ create table answers (
     primary key (tenant, seq),
     unique (tenant, answer_id, kind)
 );
-create index answers_id on answers (answer_id);
+
 
 create table ledger_heads (
     tenant text primary key,

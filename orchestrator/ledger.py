@@ -236,9 +236,9 @@ async def _insert(connection: Connection, previous: str, seq: int, record: Recor
     return digest
 
 
-async def show_answer(database: Database, answer_id: str) -> dict[str, Any]:
+async def show_answer(database: Database, answer_id: str, tenant: str = "default") -> dict[str, Any]:
     """How an answer came about: its intent and its outcome. Raises UnknownNameError."""
-    rows = await database.fetch(statement("ledger-show"), answer_id=answer_id)
+    rows = await database.fetch(statement("ledger-show"), answer_id=answer_id, tenant=tenant)
     if not rows:
         raise UnknownNameError(f"no answer {answer_id!r} is recorded; `orchestrator audit list` shows the latest")
     parts = {

@@ -19,7 +19,9 @@ insert into prompts (digest, name, body) values (%(digest)s, %(name)s, %(body)s)
 insert into contracts (digest, name, body) values (%(digest)s, %(name)s, %(body)s) on conflict do nothing;
 
 -- name: ledger-show
-select seq, kind, at, payload, hash from answers where answer_id = %(answer_id)s order by seq;
+select seq, kind, at, payload, hash from answers
+where tenant = %(tenant)s and answer_id = %(answer_id)s
+order by seq;
 
 -- name: ledger-list
 select i.answer_id, i.at, i.payload as intent, o.payload as outcome

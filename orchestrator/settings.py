@@ -52,6 +52,7 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "Address that `serve` listens on.")
     port: int = _setting(8080, "Port that `serve` listens on.")
+    public_url: str | None = _setting(None, "Address by which clients reach the server; citation links begin with it.")
     request_timeout_s: float = _setting(120.0, "Longest time that one question may take, in seconds.")
     token_timeout_s: float = _setting(30.0, "Longest silence of the engine between two tokens, in seconds.")
     max_question_chars: int = _setting(16_000, "Longest question, in characters.")

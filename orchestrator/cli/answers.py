@@ -87,7 +87,7 @@ def audit() -> None:
 async def audit_show(output: Output, settings: Settings, answer_id: str) -> None:
     """Print the record of one answer."""
     async with open_database(settings) as database:
-        record = await ledger.show_answer(database, answer_id)
+        record = await ledger.show_answer(database, answer_id, settings.tenant)
     output.emit(record, lambda console: console.print_json(data=record))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import click
 from rich.console import Console
@@ -72,10 +73,14 @@ async def serve(output: Output, settings: Settings, host: str | None, port: int 
 
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
         address = host or settings.host, port if port is not None else settings.port
-        output.say(f"serving on http://{address[0]}:{address[1]}/v1 (stop with Ctrl-C)")
         if not settings.api_keys:
             output.say("no API keys are set: every caller is let in (ORCHESTRATOR_API_KEYS)")
-        await run_server(orchestrator, *address)
+
+        def ready(url: str) -> None:
+            output.emit({"url": f"{url}/v1"}, f"serving on {url}/v1 (stop with Ctrl-C)")
+            sys.stdout.flush()
+
+        await run_server(orchestrator, *address, base_url=settings.public_url, ready=ready)
 
 
 def _services(settings: Settings) -> list[Service]:

@@ -73,6 +73,9 @@ def _encoding(data: bytes, declared: str | None) -> tuple[str, tuple[str, ...]]:
 
 def _utf16_without_mark(sample: bytes) -> str | None:
     """Latin letters, digits, spaces and line ends have a zero byte in UTF-16, always on the same side."""
+    rest = sample.replace(b"\0", b"")
+    if rest.isascii() and len(rest) > len(sample) * 0.6 and rest.translate(None, _CONTROLS) == rest:
+        return None  # plain text with a few stray zeros
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     half = max(len(sample) // 2, 1)
     if odd > half / 20 and even <= odd / 50:
@@ -98,6 +101,11 @@ def _guess(data: bytes) -> tuple[str, tuple[str, ...]]:
 
     first = re.search(rb"[\x80-\xff]", data)
     begin = max(0, first.start() - 200) if first else 0
-    best = from_bytes(data[begin : begin + SAMPLE]).best()
+    matches = from_bytes(data[begin : begin + SAMPLE])
+    best = matches.best()
     name = best.encoding if best else "cp1252"
+    for match in matches:  # a short text fits several; of equals, the commonest on Western machines
+        is_equal = best is not None and match.chaos <= best.chaos and match.coherence >= best.coherence - 0.1
+        if is_equal and "cp1252" in match.could_be_from_charset:
+            name = "cp1252"
     return name, (f"not UTF-8; read as {name}",)

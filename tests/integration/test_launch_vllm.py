@@ -21,7 +21,8 @@ from orchestrator.types import Completion, Generation, Message
 
 pytestmark = pytest.mark.vllm
 
-QUESTION = (Message("system", "Be brief."), Message("user", "Name three fruits."))
+QUESTION = (Message("system", "Be brief."), Message("user", "What is the capital of France?"))
+LONG = (Message("user", "Count from one to a thousand in words."),)
 SLOTS = 4
 DEADLINE_S = 240
 
@@ -92,25 +93,25 @@ async def test_tokens_are_counted_as_the_server_renders_them(engine: VllmEngine)
 async def test_adapters_answer_for_themselves_and_leave_the_base_alone(
     engine: VllmEngine, models_dir: Path, tmp_path: Path
 ) -> None:
-    """With every slot in use, vLLM's own arithmetic answers for the base through the last slot's adapter."""
-    before = await answer(engine)
+    """With every slot in use, vLLM's own arithmetic gives the last adapter to base requests of the same batch."""
+    alone = (await answer(engine)).text
     names = [f"random{seed}--{seed:012d}" for seed in range(SLOTS)]
-    found = []
     for seed, name in enumerate(names):
         await engine.load_adapter(name, write_adapter(tmp_path / name, models_dir / "smollm2-135m-instruct", seed))
-        found.append((await answer(engine, name)).text)
+    found = [(await answer(engine, name)).text for name in names]
 
-    after = await answer(engine, seed=1)  # another seed: greedy all the same
+    async with aclosing(engine.stream(Generation(names[0], LONG, 2000, temperature=1.0))) as stream:
+        await anext(stream)  # an adapter is at work in every batch from here on
+        together = (await answer(engine)).text
     for name in names:
         await engine.unload_adapter(name)
 
-    assert after.text == before.text
-    assert len({before.text, *found}) == SLOTS + 1
+    assert together == alone
+    assert len({alone, *found}) == SLOTS + 1
 
 
 async def test_leaving_a_stream_stops_the_generation(engine: VllmEngine) -> None:
-    long = Generation("base", (Message("user", "Count from one to a thousand in words."),), 2000, temperature=1.0)
-    async with aclosing(engine.stream(long)) as stream:
+    async with aclosing(engine.stream(Generation("base", LONG, 2000, temperature=1.0))) as stream:
         await anext(stream)
 
     async with asyncio.timeout(20), aiohttp.ClientSession() as http:

@@ -71,3 +71,20 @@ def test_random_bytes_are_refused(seed: int) -> None:
 def test_a_page_that_is_wrong_about_itself_is_read_anyway() -> None:
     for declared in ("utf-16", "ascii", "no-such", "zlib", "undefined"):
         assert decode_text("Grüße an alle".encode(), declared)[0] == "Grüße an alle"
+
+
+def test_a_stray_zero_byte_does_not_make_a_short_text_utf_16() -> None:
+    text, notes = decode_text(b"Nul\0byte text about zebras\n")
+    assert text == "Nulbyte text about zebras\n"
+    assert notes == ("1 NUL characters removed",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Caf\u00e9 cr\u00e8me br\u00fbl\u00e9e et des mots fran\u00e7ais",
+        "Stra\u00dfe \u00fcber K\u00f6ln, sch\u00f6ne Gr\u00fc\u00dfe",
+    ],
+)
+def test_a_short_western_text_is_read_as_western(text: str) -> None:
+    assert decode_text(text.encode("cp1252"))[0] == text
