@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ from orchestrator.types import Passage
 
 COLLECTION = "bench-contract"
 BEGIN, END = "<!-- table: python benchmarks/contract.py -->", "<!-- end of table -->"
+BASE = Configuration("base, prompt only", "base")
+BASE_TWO_SHOT = Configuration("base, two examples in the prompt", "base", shots="two")
+BASE_CONSTRAINED = Configuration("base, constrained decoding", "base", constrained=True)
+ADAPTER = Configuration("adapter", "adapter")
+ADAPTER_CONSTRAINED = Configuration("adapter, constrained decoding", "adapter", constrained=True)
 ROWS = (
     ("valid", "keeps the contract"),
     ("cites_gold", "cites the gold passage"),
@@ -51,28 +57,28 @@ async def run(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
         base, tuned = await system.serving.resolve(None), await system.serving.resolve(arguments.adapter)
         cases = await make_cases(system, data, tuned.adapter.manifest, arguments.limit)
         count = LocalTokens(ensure_smollm2(settings.models, say)).count
-        reports = []
-        for configuration, engine in (
-            (Configuration("base, prompt only", base.model), base.engine),
-            (Configuration("base, two examples in the prompt", base.model, shots="two"), base.engine),
-            (Configuration("base, constrained decoding", base.model, constrained=True), base.engine),
-            (Configuration("adapter", tuned.model), tuned.engine),
-            (Configuration("adapter, constrained decoding", tuned.model, constrained=True), tuned.engine),
+        found: dict[str, Report] = {}
+        for served, configurations in (
+            (tuned, [ADAPTER, ADAPTER_CONSTRAINED]),
+            (base, [BASE, BASE_CONSTRAINED]),
+            (base, [BASE_TWO_SHOT]),
         ):
             began = time.monotonic()
-            reports.append(
-                await measure(
-                    engine,
-                    cases,
-                    configuration,
-                    prompt=system.catalogue.prompt(tuned.adapter.prompt),
-                    contract=system.catalogue.contract(tuned.adapter.contract),
-                    count=count,
-                    concurrency=arguments.concurrency,
-                )
+            reports = await measure(
+                served.engine,
+                cases,
+                [replace(configuration, model=served.model) for configuration in configurations],
+                prompt=system.catalogue.prompt(tuned.adapter.prompt),
+                contract=system.catalogue.contract(tuned.adapter.contract),
+                count=count,
+                concurrency=arguments.concurrency,
+                progress=lambda done, total: say(f"{done} of {total}") if done % 50 == 0 else None,
             )
-            say(f"{configuration.name}: {time.monotonic() - began:.0f} s")
-        return describe(reports, cases, tuned.adapter.served_name)
+            for report in reports:
+                found[report.configuration.name] = report
+                say(f"{report.configuration.name}: {summary(report)} ({time.monotonic() - began:.0f} s)")
+        ordered = [found[each.name] for each in (BASE, BASE_TWO_SHOT, BASE_CONSTRAINED, ADAPTER, ADAPTER_CONSTRAINED)]
+        return describe(ordered, cases, tuned.adapter.served_name)
 
 
 async def make_cases(system: Orchestrator, data: Path, manifest: Any, limit: int) -> list[Case]:
@@ -88,7 +94,7 @@ async def make_cases(system: Orchestrator, data: Path, manifest: Any, limit: int
         max_chars=5000,
         depth=100,
     )
-    groups = await build_groups(load_questions(data), search, split="test", count=4 * limit, recipe=recipe)
+    groups = await build_groups(load_questions(data), search, split="test", count=limit + limit // 2, recipe=recipe)
     return [case for case in cases_from(groups) if len(case.passages) >= 3][:limit]
 
 
@@ -105,6 +111,11 @@ def describe(reports: Sequence[Report], cases: Sequence[Case], adapter: str) -> 
         "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
         "reports": [report.to_json() for report in reports],
     }
+
+
+def summary(report: Report) -> str:
+    """A report in one line."""
+    return ", ".join(f"{title} {getattr(report, name).value:.1%}" for name, title in ROWS)
 
 
 def table(result: dict[str, Any]) -> str:

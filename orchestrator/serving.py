@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 
 
 class EngineServing:
-    """One engine with run-time adapters; embedded on a CPU, a second one with the active adapter merged into the base.
+    """One engine with run-time adapters; embedded and asked to (adapter_serving), a second with the active adapter merged.
 
     An adapter answers under ``name--digest12`` only, and only after the probe of its manifest proved it active.
     """

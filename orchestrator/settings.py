@@ -39,7 +39,7 @@ class Settings:
     engine_max_len: int = _setting(4096, "Longest prompt plus answer that the engine accepts, in tokens.")
     adapter_serving: Literal["auto", "runtime", "merged"] = _setting(
         "auto",
-        "How the embedded engine serves the active adapter: loaded at run time, merged into the base, or (auto) merged on a CPU.",
+        "How the embedded engine serves the active adapter: `runtime`, `merged` into the base, or the faster (`auto`).",
     )
     embedder: str = _setting("minilm", "`minilm` (embedded), or the model's name at embedder_url.")
     embedder_url: str | None = _setting(None, "Base URL of an OpenAI-compatible embeddings server, without /v1.")

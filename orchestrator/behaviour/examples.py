@@ -10,6 +10,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ from orchestrator.errors import TrainingError
 from orchestrator.types import Passage
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["answerable", "unanswerable", "gold_left_out"]
+Kind = Literal["answerable", "unanswerable", "gold_left_out", "entity_swapped"]
 Made = Literal["search_order", "shuffled", "gold_left_out"]
 Search = Callable[[str, int], Awaitable[Sequence[Passage]]]
 
 SPLIT_RULE = "sha256(seed:title, or seed:document id without a title): first 80 % train, 5 % validation, 15 % test"
+# A name inside a question (not its first word), or a year.
+_ENTITY = re.compile(r"(?<=[a-z,] )[A-Z][\w'’.-]+(?: (?:of |the |de )?[A-Z][\w'’.-]+)*|\b(?:1\d|20)\d\d\b")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -72,13 +75,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How groups are made. Shares are of groups, except ``unanswerable`` (of questions)."""
+    """How groups are made. Shares are of groups, except ``unanswerable`` (of all questions) and ``swapped`` (of answerable ones).
+
+    ``seed`` decides split and order; another ``order`` visits the same split's questions in another order.
+    """
 
     seed: int = 0
+    order: int = 0
     sizes: tuple[tuple[int, float], ...] = ((1, 0.08), (2, 0.08), (3, 0.24), (4, 0.28), (5, 0.32))
     search_order: float = 0.25
     left_out: float = 0.12
     unanswerable: float = 0.28
+    swapped: float = 0.0
     max_branches: int = 7
     max_chars: int = 4200
     depth: int = 20
@@ -129,20 +137,22 @@ async def build_groups(
     Only passages of ``split`` are shown: no text of another split reaches a group. Raises TrainingError when the index
     holds none of the questions' documents.
     """
-    chance = random.Random(f"{recipe.seed}:{split}")
+    chance = random.Random(f"{recipe.seed}:{split}" + (f":{recipe.order}" if recipe.order else ""))
     order = list(questions)
     chance.shuffle(order)
     by_document: dict[str, list[Question]] = defaultdict(list)
     for question in order:
         by_document[question.document_id].append(question)
     state, groups = _State(), []
+    known: dict[str, Split] = {}  # of every document seen so far: a question of another split needs no search
     for seed in order:
         if state.branches >= count:
             break
-        if seed.id in state.used:
+        if seed.id in state.used or known.get(seed.document_id, split) != split:
             continue
         found = await search(seed.question, recipe.depth)
-        pool = [passage for passage in found if split_of(passage.title, passage.external_id, recipe.seed) == split]
+        known |= {each.external_id: split_of(each.title, each.external_id, recipe.seed) for each in found}
+        pool = [passage for passage in found if known[passage.external_id] == split]
         group = _make_group(seed, pool, by_document, recipe, chance, state, count - state.branches)
         if group is None:
             continue
@@ -174,7 +184,7 @@ def _make_group(
     if not shown:
         return None
     rest = [passage for passage in pool if all(passage.chunk_id != other.chunk_id for other in shown)]
-    branches = _choose_branches(seed, shown, rest, by_document, recipe, state, min(room, recipe.max_branches))
+    branches = _choose_branches(seed, shown, rest, by_document, recipe, state, min(room, recipe.max_branches), chance)
     if not branches:
         return None
     for branch in branches:
@@ -235,23 +245,46 @@ def _choose_branches(
     recipe: Recipe,
     state: _State,
     room: int,
+    chance: random.Random,
 ) -> list[Branch]:
-    branches: list[Branch] = []
-    near = _spread(shown, by_document, state.used)
-    for question in dict.fromkeys([seed, *near]):
-        if len(branches) >= room:
-            return branches
-        branch = answer_from(question, shown)
-        if branch is not None:
-            branches.append(branch)
-    for question in _spread(rest, by_document, state.used | {branch.question_id for branch in branches}):
+    near = dict.fromkeys([seed, *_spread(shown, by_document, state.used)])
+    found = [branch for question in near if (branch := answer_from(question, shown))]
+    branches = found[: room // 2 + 1 if recipe.swapped else room]
+    far = _spread(rest, by_document, state.used | {branch.question_id for branch in branches})
+    names = [name for question in far for name in _ENTITY.findall(question.question)]
+    twins = [
+        twin
+        for branch in branches
+        if recipe.swapped and branch.answerable and chance.random() < recipe.swapped
+        if (twin := swap_entity(branch, shown, names))
+    ]
+    left_out = (
+        branch for question in far if (branch := answer_from(question, shown)) and branch.kind == "gold_left_out"
+    )
+    for branch in chain(twins, left_out):
         refused = state.refused + sum(not branch.answerable for branch in branches)
         if len(branches) >= room or refused >= recipe.unanswerable * (state.branches + len(branches)):
             break
-        branch = answer_from(question, shown)
-        if branch is not None and branch.kind == "gold_left_out":
-            branches.append(branch)
+        branches.append(branch)
     return branches
+
+
+def swap_entity(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) -> Branch | None:
+    """The question about another name or year, of a near document, that no shown passage mentions: nothing answers it.
+
+    Beside its twin it differs in one word and in the verdict, as the adversarial questions of SQuAD 2.0 do.
+    """
+    gold = shown[branch.citations[0] - 1]
+    turn = len(branch.question) % max(1, len(names))  # not the same name for all twins of a group
+    for found in _ENTITY.finditer(branch.question):
+        old = found.group()
+        for new in (*names[turn:], *names[:turn]):
+            same_kind = new[0].isdigit() == old[0].isdigit()
+            absent = not any(contains_answer(f"{passage.title} {passage.text}", [new]) for passage in shown)
+            if same_kind and absent and normalise_answer(new) and contains_answer(f"{gold.title} {gold.text}", [old]):
+                question = branch.question[: found.start()] + new + branch.question[found.end() :]
+                return Branch(f"{branch.question_id}~{new}", question, branch.document_id, "entity_swapped", (), ())
+    return None
 
 
 def _spread(passages: Iterable[Passage], by_document: Mapping[str, list[Question]], used: set[str]) -> list[Question]:

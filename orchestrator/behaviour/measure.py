@@ -106,7 +106,7 @@ def cases_from(groups: Iterable[Group], limit: int | None = None) -> list[Case]:
 async def measure(
     engine: Engine,
     cases: Sequence[Case],
-    configuration: Configuration,
+    configurations: Sequence[Configuration],
     *,
     prompt: Prompt,
     contract: Contract,
@@ -115,23 +115,28 @@ async def measure(
     max_tokens: int = 120,
     concurrency: int = 8,
     progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Asks every case greedily and judges the answers. Raises EngineError when the engine fails."""
+) -> list[Report]:
+    """Asks every case greedily under each configuration and judges the answers. Raises EngineError when the engine fails.
+
+    The configurations of one case follow one another, so those with the same prompt read it from the prefix cache.
+    """
     gate = asyncio.Semaphore(concurrency)
     done = 0
 
-    async def ask(case: Case) -> tuple[Outcome, Completion]:
+    async def ask(case: Case) -> list[tuple[Outcome, Completion]]:
         nonlocal done
         composition = compose_messages(
             prompt, case.branch.question, case.passages, count=count, budget_tokens=budget_tokens
         )
-        generation = _generation(composition, configuration, contract, max_tokens)
+        judged = []
         async with gate:
-            completion = await complete(engine, generation)
+            for configuration in configurations:
+                completion = await complete(engine, _generation(composition, configuration, contract, max_tokens))
+                judged.append((judge(completion.text, case.branch, contract), completion))
         done += 1
         if progress:
             progress(done, len(cases))
-        return judge(completion.text, case.branch, contract), completion
+        return judged
 
     asked = [asyncio.create_task(ask(case)) for case in cases]
     try:
@@ -139,7 +144,7 @@ async def measure(
     finally:
         for task in asked:
             task.cancel()
-    return _report(configuration, cases, results)
+    return [_report(each, cases, [result[at] for result in results]) for at, each in enumerate(configurations)]
 
 
 async def complete(engine: Engine, generation: Generation) -> Completion:

@@ -42,9 +42,7 @@ def open_embedder(settings: Settings, progress: weights.Progress | None = None) 
             f"The embedder {settings.embedder!r} is not embedded. Set ORCHESTRATOR_EMBEDDER_URL to the server "
             "that has it, or ORCHESTRATOR_EMBEDDER=minilm."
         )
-    settings = settings.resolved()
-    assert settings.models_dir is not None
-    return MiniLM(weights.ensure_minilm(settings.models_dir, progress))
+    return MiniLM(weights.ensure_minilm(settings.models, progress))
 
 
 class MiniLM:

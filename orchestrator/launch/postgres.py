@@ -272,7 +272,10 @@ def _open_paths(data: Path) -> None:
         mode = folder.stat().st_mode
         if not mode & stat.S_IXOTH:
             folder.chmod(mode | stat.S_IXOTH)
-    for path in (program, *program.rglob("*")):
+    libraries = program.parent.with_name(f"{program.parent.name}.libs")  # where a wheel keeps what it brings along
+    for path in (program, *program.rglob("*"), libraries, *libraries.rglob("*")):
+        if not path.exists():
+            continue
         mode = path.stat().st_mode
         wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
         if mode != wanted:

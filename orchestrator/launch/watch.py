@@ -81,7 +81,10 @@ class Supervisor:
             "orders": self._orders,
             "children": [running.as_json() for running in self._running.values()],
         }
-        children.write_atomic(self.home / "run" / "state.json", orjson.dumps(state, option=orjson.OPT_INDENT_2))
+        try:
+            children.write_atomic(self.home / "run" / "state.json", orjson.dumps(state, option=orjson.OPT_INDENT_2))
+        except OSError as error:  # a full disk must not end the supervisor
+            logger.error("cannot write the state: %s", error)
 
     def _reconcile(self) -> None:
         path = self.home / "run" / "desired.json"
@@ -193,9 +196,8 @@ class _Running:
         failures = 0
         while True:
             self._become("starting", self._error)
-            await self._spawn()
             began = time.monotonic()
-            if problem := await self._wait_ready():
+            if problem := await self._spawn() or await self._wait_ready():
                 failures += 1
                 self._attempt = min(self._attempt + 1, len(self.child.commands) - 1)
             else:
@@ -214,14 +216,25 @@ class _Running:
             if failures or time.monotonic() - began < LONGEST_PAUSE_S:
                 await asyncio.sleep(min(2 ** max(0, failures - 1), LONGEST_PAUSE_S))
 
-    async def _spawn(self) -> None:
+    async def _spawn(self) -> str:
+        """Starts the process; what went wrong, or nothing."""
+        self._process = None
         self._port = _free_port(self._port)
         command = [word.replace(PORT, str(self._port)) for word in self.child.commands[self._attempt]]
+        try:
+            self._process = await self._start(command)
+        except OSError as error:
+            return f"could not be started: {error}"
+        self._born = children.birth(self._process.pid)
+        self._supervisor.write_state()
+        return ""
+
+    async def _start(self, command: list[str]) -> asyncio.subprocess.Process:
         if self._log.exists() and self._log.stat().st_size > LOG_LIMIT_BYTES:
             self._log.rename(self._log.with_suffix(".log.1"))
         inherited = {n: v for n, v in children.environment().items() if not n.startswith("ORCHESTRATOR_")}
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 *command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -231,8 +244,6 @@ class _Running:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        self._born = children.birth(self._process.pid)
-        self._supervisor.write_state()
 
     async def _wait_ready(self) -> str:
         """What went wrong; empty when it is ready, adapters included."""
@@ -285,9 +296,9 @@ class _Running:
             await engine.aclose()
 
     async def _clear(self) -> None:
-        assert self._process is not None
-        await asyncio.to_thread(children.end_session, self._process.pid, self._born, 0)
-        await self._process.wait()
+        if self._process:
+            await asyncio.to_thread(children.end_session, self._process.pid, self._born, 0)
+            await self._process.wait()
 
     def _become(self, state: str, error: str) -> None:
         self._state, self._error = state, error

@@ -229,3 +229,8 @@ def test_children_do_not_get_our_secrets(home: Path, monkeypatch: pytest.MonkeyP
     environment = psutil.Process(service.pid).environ()
     assert "ORCHESTRATOR_API_KEYS" not in environment
     assert os.environ["ORCHESTRATOR_API_KEYS"] == "secret"
+
+
+def test_a_program_that_is_not_there_is_told(home: Path) -> None:
+    with pytest.raises(LaunchError, match="could not be started"):
+        supervisor.ensure(home, [Child("engine", "base", (("/nowhere/python",),), {})])

@@ -96,8 +96,8 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     "slots",
-    [[0, 0, 0], [2], [-1, -1], [0, 2, 0, -1, 2], [-1, 3]],
-    ids=["one", "decode", "none", "mixed", "base and last"],
+    [[0, 0, 0], [2], [-1, -1], [0, 2, 0, -1, 2], [-1, 3], [1] * 50, [1] * 50 + [-1] * 5 + [0] * 40],
+    ids=["one", "decode", "none", "mixed", "base and last", "prompt", "mixed prompts"],
 )
 def test_run_time_adapters_add_their_own_product_to_their_own_rows(slots: list[int]) -> None:
     torch.manual_seed(1)

@@ -40,16 +40,16 @@ async def run(
     configuration: Configuration, *outputs: str, cases: list[Case] | None = None
 ) -> tuple[Report, ScriptedEngine]:
     engine = ScriptedEngine(*[[output] for output in outputs])
-    report = await measure(
+    reports = await measure(
         engine,
         cases or [Case(PASSAGES, KNOWN), Case(PASSAGES, UNKNOWN)],
-        configuration,
+        [configuration],
         prompt=CATALOGUE.prompt("grounded"),
         contract=CONTRACT,
         count=WordTokens().count,
         concurrency=1,
     )
-    return report, engine
+    return reports[0], engine
 
 
 def test_a_right_answer() -> None:
@@ -134,7 +134,7 @@ async def test_a_broken_engine_is_not_counted_as_a_wrong_answer() -> None:
         await measure(
             engine,
             [Case(PASSAGES, KNOWN)],
-            Configuration("x", "m"),
+            [Configuration("x", "m")],
             prompt=CATALOGUE.prompt("grounded"),
             contract=CONTRACT,
             count=WordTokens().count,
