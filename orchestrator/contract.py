@@ -17,7 +17,7 @@ _ROLES = frozenset({"answer", "citations", "answerable", "refusal"})
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What an answer must look like. ``digest`` is the sha256 of the file's canonical JSON."""
+    """What an answer must look like. ``digest`` is the sha256 of the file's JSON without its layout; the order of fields counts."""
 
     name: str
     digest: str
@@ -54,7 +54,7 @@ class Contract:
             )
         if roles.keys() & {"citations", "answerable"} and not roles.get("refusal"):
             raise SettingsError(f"contract {name!r}: x-orchestrator needs a refusal text, for when nothing answers")
-        digest = hashlib.sha256(json.dumps(json.loads(body), sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(json.loads(body)).encode()).hexdigest()
         return cls(name, digest, body, whole, _validator=validator, **roles)
 
     def engine_schema(self, passages: int) -> dict[str, Any]:

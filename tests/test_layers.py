@@ -44,7 +44,7 @@ DOORS = {
     "pgvector": {"knowledge.store"},
     "platformdirs": {"settings"},
     "psutil": {"launch"},
-    "psycopg": {"database", "behaviour.registry"},  # registry: the type of a JSON value only
+    "psycopg": {"database"},
     "psycopg_pool": {"database"},
     "pydantic": {"langchain"},
     "pypdf": {"knowledge.parse"},

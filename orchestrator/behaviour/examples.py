@@ -23,8 +23,8 @@ Made = Literal["search_order", "shuffled", "gold_left_out"]
 Search = Callable[[str, int], Awaitable[Sequence[Passage]]]
 
 SPLIT_RULE = "sha256(seed:title, or seed:document id without a title): first 80 % train, 5 % validation, 15 % test"
-# A name inside a question (not its first word), or a year.
-_ENTITY = re.compile(r"(?<=[a-z,] )[A-Z][\w'’.-]+(?: (?:of |the |de )?[A-Z][\w'’.-]+)*|\b(?:1\d|20)\d\d\b")
+# Names and years. The first word of a question begins one as well: such a match starts at 0 and is left alone.
+_ENTITY = re.compile(r"\b[A-Z][\w'’.-]+(?: (?:of |the |de )?[A-Z][\w'’.-]+)*|\b(?:1\d|20)\d\d\b")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -251,7 +251,7 @@ def _choose_branches(
     found = [branch for question in near if (branch := answer_from(question, shown))]
     branches = found[: room // 2 + 1 if recipe.swapped else room]
     far = _spread(rest, by_document, state.used | {branch.question_id for branch in branches})
-    names = [name for question in far for name in _ENTITY.findall(question.question)]
+    names = [found.group() for question in far for found in _entities(question.question)]
     twins = [
         twin
         for branch in branches
@@ -276,7 +276,7 @@ def swap_entity(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) 
     """
     gold = shown[branch.citations[0] - 1]
     turn = len(branch.question) % max(1, len(names))  # not the same name for all twins of a group
-    for found in _ENTITY.finditer(branch.question):
+    for found in _entities(branch.question):
         old = found.group()
         for new in (*names[turn:], *names[:turn]):
             same_kind = new[0].isdigit() == old[0].isdigit()
@@ -285,6 +285,10 @@ def swap_entity(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) 
                 question = branch.question[: found.start()] + new + branch.question[found.end() :]
                 return Branch(f"{branch.question_id}~{new}", question, branch.document_id, "entity_swapped", (), ())
     return None
+
+
+def _entities(question: str) -> list[re.Match[str]]:
+    return [found for found in _ENTITY.finditer(question) if found.start()]
 
 
 def _spread(passages: Iterable[Passage], by_document: Mapping[str, list[Question]], used: set[str]) -> list[Question]:

@@ -85,20 +85,16 @@ def open_base(folder: Path, threads: int) -> tuple[Any, Any]:
     return model.to(device), AutoTokenizer.from_pretrained(folder)
 
 
-def attach_lora(model: Any, fit: Fit, start: bytes | None = None) -> Any:
-    """The model with LoRA weights on all linear layers: fresh and seeded, or those of the safetensors file ``start``."""
+def attach_lora(model: Any, fit: Fit) -> Any:
+    """The model with fresh seeded LoRA weights on all linear layers."""
     import torch
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load
+    from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(fit.seed)
     config = LoraConfig(
         r=fit.rank, lora_alpha=fit.alpha, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )
-    tuned = get_peft_model(model, config, autocast_adapter_dtype=False)
-    if start is not None:
-        set_peft_model_state_dict(tuned, load(start))
-    return tuned
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def train_lora(

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from orchestrator.behaviour.preflight import Checked, check_adapter
 from orchestrator.behaviour.probe import prove_active
-from orchestrator.database import Database, Row, statement
+from orchestrator.database import Database, Json, Row, statement
 from orchestrator.errors import AdapterUnavailableError, InputError, StorageFullError, UnknownNameError
 from orchestrator.launch import weights
 from orchestrator.prompts import Catalogue
@@ -58,7 +56,7 @@ class Registry:
             "prompt_digest": manifest["prompt"]["digest"],
             "contract": manifest["contract"]["name"],
             "contract_digest": manifest["contract"]["digest"],
-            "manifest": Jsonb(dict(manifest)),
+            "manifest": Json(dict(manifest)),
         }
         async with self._database.transaction() as connection:
             await connection.execute(statement("insert-adapter"), values)

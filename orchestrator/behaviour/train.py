@@ -50,7 +50,7 @@ from orchestrator.behaviour.fit import (
     write_adapter,
     write_atomically,
 )
-from orchestrator.behaviour.preflight import CONFIG, WEIGHTS, Checked, check_adapter, digest_files
+from orchestrator.behaviour.preflight import CONFIG, WEIGHTS, digest_files
 from orchestrator.behaviour.probe import PROBE_TOKENS, probe_messages
 from orchestrator.behaviour.tokens import Packed, Renderer, pack
 from orchestrator.contract import Contract
@@ -66,8 +66,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
     """What to train. ``data``: questions.jsonl or its folder; ``base``: model folder, named
-    in the manifest by its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes;
-    ``start``: an adapter of the same rank to go on from."""
+    in the manifest by its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes."""
 
     name: str
     data: Path
@@ -75,7 +74,6 @@ class TrainRequest:
     base: Path
     out: Path
     base_name: str = ""
-    start: Path | None = None
     prompt: str = "grounded"
     contract: str = "cited_answer"
     budget_tokens: int = 1600
@@ -164,7 +162,6 @@ def _describe(request: TrainRequest, prompt: str, contract: str) -> dict[str, An
     questions = request.data / "questions.jsonl" if request.data.is_dir() else request.data
     values = asdict(request) | {"base": str(request.base), "prompt_body": prompt, "contract_body": contract}
     values["base_name"] = request.base_name or request.base.name
-    values["start"] = str(request.start) if request.start else None
     del values["data"], values["out"]
     values["questions_sha256"] = hashlib.sha256(questions.read_bytes()).hexdigest() if questions.is_file() else ""
     described: dict[str, Any] = json.loads(json.dumps(values))
@@ -224,13 +221,8 @@ def run_job(job: Path, report: Report) -> None:
     )
     data = [pack(renderer.group(group)) for group in read_groups(job / "train.jsonl")]
     held_out = [pack(renderer.group(group)) for group in read_groups(job / "validation.jsonl")]
-    start = check_adapter(Path(wanted["start"])) if wanted["start"] else None
-    if start and start.rank != fit.rank:
-        raise TrainingError(
-            f"{wanted['start']} is of rank {start.rank}; it can be continued with rank {start.rank} only"
-        )
-    model = attach_lora(model, fit, start.files[WEIGHTS] if start else None)
-    key = _run_key(stored, base_sha256 + (start.digest if start else ""), data)
+    model = attach_lora(model, fit)
+    key = _run_key(stored, base_sha256, data)
     spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report)
     validation_loss = mean_loss(model, held_out) if held_out else None
     part = job / ".adapter.part"
@@ -241,7 +233,6 @@ def run_job(job: Path, report: Report) -> None:
         "training": spent | {"validation_loss": validation_loss, "peak_memory_mb": _peak_memory_mb()},
         "probe": _probe(model, tokenizer, renderer),
         "digest": adapter_digest(part),
-        "start": _origin(start),
         "measurements": {},
     }
     write_atomically(part / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -302,14 +293,6 @@ def _manifest(
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": wanted["threads"]},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
     }
-
-
-def _origin(start: Checked | None) -> dict[str, Any] | None:
-    """What the manifest says about the adapter that a run went on from."""
-    if start is None:
-        return None
-    kept = ("data", "fit", "training", "trained_at", "start")
-    return {"digest": start.digest} | {name: start.manifest[name] for name in kept if name in start.manifest}
 
 
 def _probe(model: Any, tokenizer: Any, renderer: Renderer) -> list[dict[str, Any]]:

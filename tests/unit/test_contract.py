@@ -153,3 +153,11 @@ def test_a_refusal_reads_as_the_contract_says():
     assert CITED.is_refusal({**GOOD, "answerable": False})
     assert not CITED.is_refusal(GOOD)
     assert not TEXT.is_refusal({"answer": "no"})
+
+
+def test_the_digest_tells_contracts_apart_that_differ_in_the_order_of_fields_only() -> None:
+    body = (folder("prompts") / "contracts" / "cited_answer.schema.json").read_text("utf-8")
+    schema = json.loads(body)
+    turned = {**schema, "properties": dict(reversed(schema["properties"].items()))}
+    assert Contract.parse("a", body).digest == Contract.parse("a", json.dumps(schema)).digest
+    assert Contract.parse("a", body).digest != Contract.parse("a", json.dumps(turned)).digest

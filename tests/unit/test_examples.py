@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.behaviour.examples import (
+    Branch,
     Group,
     Question,
     Recipe,
@@ -25,6 +26,7 @@ from orchestrator.behaviour.examples import (
     read_groups,
     split_of,
     summarise,
+    swap_entity,
     write_groups,
 )
 from orchestrator.errors import TrainingError
@@ -252,3 +254,39 @@ def test_missing_and_empty_questions_say_what_is_wanted(tmp_path: Path) -> None:
         load_questions(tmp_path / "empty.jsonl")
     with pytest.raises(TrainingError, match="does not exist"):
         load_questions(tmp_path)
+
+
+def test_a_swapped_question_names_what_no_shown_passage_mentions() -> None:
+    shown = [passage(1, "Ann Lee met Bob Ray in 1911.", external_id="a"), passage(2, "Cid Fox sang.", external_id="b")]
+    asked = Branch("q", "When did she meet Bob Ray?", "a", "answerable", (1,), ("1911",))
+
+    twin = swap_entity(asked, shown, ["Cid Fox", "1950", "Dan Poe"])
+
+    assert twin is not None
+    assert twin.question == "When did she meet Dan Poe?"
+    assert (twin.question_id, twin.kind, twin.answers) == ("q~Dan Poe", "entity_swapped", ())
+    assert twin.target() == {"answerable": False, "citations": [], "answer": ""}
+
+
+@pytest.mark.parametrize("question", ["When did they meet?", "When did she meet Zed Kay?", "Ann Lee met whom?"])
+def test_a_question_without_a_name_of_its_passage_has_no_twin(question: str) -> None:
+    shown = [passage(1, "Ann Lee met Bob Ray in 1911.", external_id="a")]
+
+    assert swap_entity(Branch("q", question, "a", "answerable", (1,), ("1911",)), shown, ["Dan Poe"]) is None
+
+
+def test_a_year_is_swapped_for_a_year() -> None:
+    shown = [passage(1, "Ann Lee sang in 1911.", external_id="a")]
+    asked = Branch("q", "Who sang in 1911?", "a", "answerable", (1,), ("Ann Lee",))
+
+    twin = swap_entity(asked, shown, ["Dan Poe", "1911", "1950"])
+
+    assert twin is not None
+    assert twin.question == "Who sang in 1950?"
+
+
+async def test_another_order_visits_the_same_split_in_another_order() -> None:
+    first, other = await build(count=60), await build(count=60, recipe=replace(RECIPE, order=1))
+
+    assert [group.id for group in first] != [group.id for group in other]
+    assert {split_of("", each.external_id, RECIPE.seed) for group in other for each in group.passages} == {"train"}
