@@ -238,4 +238,3 @@ def _moment(value: Moment, read: Callable[[Moment], datetime | None]) -> datetim
         return read(value)
     except ValueError as error:
         raise InputError(f"{value!r} is no date: write 2025-03-01 or 2025-03-01T12:00:00+00:00") from error
-

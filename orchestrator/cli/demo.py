@@ -58,7 +58,9 @@ async def demo(output: Output, settings: Settings) -> None:
             UNANSWERABLE,
             lambda a: not a.citations and a.data is not None and a.data.get("answerable") is False,
         )
-        await show.answer("A narrow task, without retrieval", DIRECT, lambda a: a.route == "direct" and "Olaf Mertens" in a.text)
+        await show.answer(
+            "A narrow task, without retrieval", DIRECT, lambda a: a.route == "direct" and "Olaf Mertens" in a.text
+        )
         if now:
             await show.base_against_adapter(now)
     failed = [step for step in steps if not step.happened]

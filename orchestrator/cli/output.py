@@ -75,7 +75,9 @@ class Output:
 def _console(stderr: bool) -> Console:
     """A terminal as wide as it is; a file or a pipe wide enough for every table."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
+    return (
+        console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
+    )
 
 
 def plain(value: Any) -> Any:
