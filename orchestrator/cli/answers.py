@@ -10,7 +10,7 @@ from rich.table import Table
 
 from orchestrator import ledger
 from orchestrator.app import Orchestrator, open_database
-from orchestrator.cli.output import Output, command
+from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import LedgerError
 from orchestrator.settings import Settings
 from orchestrator.types import Answer, Delta, Passage
@@ -102,7 +102,7 @@ async def audit_list(output: Output, settings: Settings, limit: int) -> None:
     def table(console: Console) -> None:
         grid = Table("id", "at", "route", "outcome", "question")
         for row in rows:
-            grid.add_row(row["id"], row["at"][:19], row["route"], row["outcome"], row["question"][:60])
+            grid.add_row(*literal(row["id"], row["at"][:19], row["route"], row["outcome"], row["question"][:60]))
         console.print(grid)
 
     output.emit({"answers": rows}, table)

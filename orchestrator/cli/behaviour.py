@@ -17,7 +17,7 @@ from orchestrator.behaviour.examples import Recipe
 from orchestrator.behaviour.fit import Fit
 from orchestrator.behaviour.registry import Registry
 from orchestrator.behaviour.train import TrainRequest, train_adapter
-from orchestrator.cli.output import Output, command
+from orchestrator.cli.output import Output, command, literal
 from orchestrator.launch import weights
 from orchestrator.settings import Settings
 from orchestrator.types import Adapter, Passage
@@ -103,7 +103,7 @@ async def adapters_list(output: Output, settings: Settings) -> None:
     def table(console: Console) -> None:
         grid = Table("served name", "state", "base", "rank", "prompt", "contract")
         for row in rows:
-            grid.add_row(row.served_name, row.state, row.base, str(row.rank), row.prompt, row.contract)
+            grid.add_row(*literal(row.served_name, row.state, row.base, str(row.rank), row.prompt, row.contract))
         console.print(grid)
 
     output.emit({"adapters": [_fields(row) for row in rows]}, table)

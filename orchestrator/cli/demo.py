@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.rule import Rule
 
 from orchestrator.app import Orchestrator
 from orchestrator.cli.answers import answer_fields, print_answer
@@ -77,7 +76,7 @@ class _Shown:
 
     def _title(self, title: str) -> None:
         if not self.output.as_json:
-            self.output.console.print(Rule(title, align="left", style="blue"))
+            self.output.console.print(f"── {title}", style="bold blue", markup=False)
 
     def _text(self, text: str, style: str = "") -> None:
         if not self.output.as_json:
@@ -158,7 +157,7 @@ def _other_version(one: Answer, other: Answer) -> bool:
 
 def _close(output: Output, steps: list[Step], failed: list[Step], now: Answer | None, seconds: float) -> None:
     def text(console: Console) -> None:
-        console.print(Rule("Done" if not failed else "Not all of it happened", align="left", style="blue"))
+        console.print("── Done" if not failed else "── Not all of it happened", style="bold blue")
         for step in failed:
             console.print(f"did not happen: {step.name}: {step.why_not}", style="bold red", markup=False)
         if now:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.app import Orchestrator, open_store
-from orchestrator.cli.output import Output, command
+from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
 from orchestrator.settings import Settings
 from orchestrator.types import end_of
@@ -44,7 +44,7 @@ async def ingest(
             )
 
     def text(console: Console) -> None:
-        console.print(report_line(report))
+        console.print(report_line(report), markup=False)
         for failure in report.failures:
             line = f":{failure.line}" if failure.line is not None else ""
             console.print(f"  not indexed: {failure.source}{line}: {failure.reason}", style="yellow", markup=False)
@@ -77,7 +77,7 @@ async def documents_list(
         for row in rows:
             since = row.valid_from.date().isoformat() if row.valid_from else "ever"
             version = "deleted" if row.deleted_at else str(row.version or "")
-            grid.add_row(row.external_id, row.title, version, since, str(row.versions))
+            grid.add_row(*literal(row.external_id, row.title, version, since, str(row.versions)))
         console.print(grid)
 
     output.emit({"documents": rows}, table)

@@ -20,12 +20,13 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings import Settings
 
 QUIET_S = 10.0
-PIPE_COLUMNS = 220
+PIPE_COLUMNS = 1000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -75,9 +76,14 @@ class Output:
 def _console(stderr: bool) -> Console:
     """A terminal as wide as it is; a file or a pipe wide enough for every table."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return (
-        console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
-    )
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    return console
+
+
+def literal(*cells: str) -> tuple[Text, ...]:
+    """Cells of a table as they are: text of documents and users is never read as markup."""
+    return tuple(Text(cell) for cell in cells)
 
 
 def plain(value: Any) -> Any:

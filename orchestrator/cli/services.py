@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.app import Orchestrator
-from orchestrator.cli.output import Output, command
+from orchestrator.cli.output import Output, command, literal
 from orchestrator.doctor import Finding, examine
 from orchestrator.launch import postgres, supervisor
 from orchestrator.launch.service import Service
@@ -56,7 +56,7 @@ async def doctor(output: Output, settings: Settings) -> None:
         marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
         grid = Table("", "what", "found", "what to do", box=None)
         for finding in findings:
-            grid.add_row(marks[finding.level], finding.what, finding.found, finding.remedy)
+            grid.add_row(marks[finding.level], *literal(finding.what, finding.found, finding.remedy))
         console.print(grid)
 
     output.emit({"findings": findings}, table)
@@ -94,7 +94,9 @@ def _show(output: Output, services: list[Service]) -> None:
         for service in services:
             since = service.since.strftime("%Y-%m-%d %H:%M:%S") if service.since else ""
             detail = f"{service.detail} {service.remedy and f'-> {service.remedy}'}".strip()
-            grid.add_row(service.name, service.state, str(service.pid or ""), since, service.url or "", detail)
+            grid.add_row(
+                *literal(service.name, service.state, str(service.pid or ""), since, service.url or "", detail)
+            )
         console.print(grid)
 
     output.emit({"services": services}, table)

@@ -1,0 +1,114 @@
+"""The command line: results on standard output, errors that say what to do, exit codes 0, 1 and 2, JSON on request."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.cli import main
+from orchestrator.cli.output import PIPE_COLUMNS
+
+COLLECTIONLESS = ("demo", "reference")
+
+
+@pytest.fixture
+def run(database_url, models_dir, monkeypatch, tmp_path):
+    """Runs one command against a fresh database and gives its result."""
+    monkeypatch.setenv("ORCHESTRATOR_DATABASE_URL", database_url)
+    monkeypatch.setenv("ORCHESTRATOR_MODELS_DIR", str(models_dir))
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATOR_ENGINE_URL", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+def leaf_commands(group, path=()):
+    for name in group.list_commands(None):
+        found = group.get_command(None, name)
+        if hasattr(found, "list_commands"):
+            yield from leaf_commands(found, (*path, name))
+        else:
+            yield (*path, name), found
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=" ".join(path)) for path, _ in leaf_commands(main)])
+def test_every_command_prints_json_on_request(path):
+    command = dict(leaf_commands(main))[path]
+    assert path[0] == "reference" or any("--json" in option.opts for option in command.params)
+
+
+def test_markup_in_titles_and_remedies_is_printed_as_it_is(run, tmp_path):
+    (tmp_path / "odd.md").write_text("---\nid: odd\ntitle: '[bold]odd[/bold] [cpu]'\n---\nZebras live in herds.")
+    assert run("ingest", "odd.md").exit_code == 0
+    assert "[bold]odd[/bold] [cpu]" in run("documents", "list").stdout
+    assert "[bold]odd[/bold] [cpu]" in run("search", "zebras").stdout
+
+
+def test_the_doctor_prints_the_extra_to_install(run, monkeypatch):
+    monkeypatch.setattr("orchestrator.doctor.EXTRAS", {"train": ("no_such_module",)})
+    assert "pip install 'hybrid-orchestrator[train]'" in run("doctor").stdout
+
+
+def test_a_table_in_a_pipe_is_not_cut(run, tmp_path):
+    name = "a-rather-long-file-name-" * 5 + ".txt"
+    (tmp_path / name).write_text("some text")
+    run("ingest", name)
+    assert name in run("documents", "list").stdout
+    assert len(name) < PIPE_COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("search", "x", "--collection", "none"), "there is no collection 'none'"),
+        (("ask", "How long is the notice period?", "--route", "none"), "route 'none' does not exist"),
+        (("ask", "x" * 20_000), "the limit is 16000"),
+        (("ask", " "), "the question is empty"),
+        (("ask", "How long is it?", "--as-of", "soon"), "'soon' is no date"),
+        (("audit", "show", "ans_none"), "no answer 'ans_none' is recorded"),
+        (("adapters", "show", "none"), "there is no adapter 'none'"),
+    ],
+)
+def test_a_wrong_name_or_value_says_what_to_do_and_exits_with_1(run, arguments, said):
+    result = run(*arguments)
+    assert (result.exit_code, said in result.stderr) == (1, True), result.output
+
+
+def test_an_error_in_json_mode_is_one_json_value(run):
+    result = run("search", "x", "--collection", "none", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["code"] == "not_found"
+
+
+def test_wrong_usage_exits_with_2(run):
+    assert run("ingest").exit_code == 2
+    assert run("search", "x", "-k", "0").exit_code == 2
+
+
+def test_a_missing_engine_is_named_and_the_failure_is_recorded_nowhere_as_an_answer(run, tmp_path):
+    (tmp_path / "leave.md").write_text("Employees get 28 days of leave.")
+    run("ingest", "leave.md")
+    result = run("ask", "How many days of leave do employees get?")
+    assert result.exit_code == 1
+    assert "http://127.0.0.1:9 cannot be reached" in result.stderr
+    assert json.loads(run("audit", "verify", "--json").stdout) == {"ok": True, "faults": []}
+
+
+def test_ingest_names_each_bad_line_and_keeps_the_others(run, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id":"a","text":"alpha"}\n{bad\n{"id":"b","text":"beta"}\n')
+    report = json.loads(run("ingest", "rows.jsonl", "--json").stdout)
+    assert (report["added"], [failure["line"] for failure in report["failures"]]) == (2, [2])
+    assert json.loads(run("ingest", "rows.jsonl", "--json").stdout)["unchanged"] == 2
+
+
+def test_a_document_goes_through_versions_and_is_deleted(run, tmp_path):
+    for day, limit in (("2024-01-01", "120"), ("2025-01-01", "140")):
+        text = f"---\nid: hotel\nvalid_from: {day}\n---\nA hotel may cost {limit} EUR a night."
+        (tmp_path / f"{day}.md").write_text(text)
+    assert run("ingest", ".").exit_code == 0
+    found = json.loads(run("search", "hotel limit", "--as-of", "2024-06-01", "--json").stdout)["passages"]
+    assert [("120" in passage["text"], passage["version"]) for passage in found] == [(True, 1)]
+    assert len(json.loads(run("documents", "history", "hotel", "--json").stdout)["versions"]) == 2
+    assert "140" in run("documents", "show", "hotel").stdout
+    assert run("documents", "delete", "hotel").exit_code == 0
+    assert json.loads(run("search", "hotel limit", "--as-of", "2024-06-01", "--json").stdout)["passages"] == []
