@@ -15,7 +15,7 @@ from orchestrator.behaviour.registry import Registry, ensure_shipped
 from orchestrator.database import Database
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
 from orchestrator.knowledge.embed import open_embedder
-from orchestrator.knowledge.ingest import IngestEvent, IngestReport
+from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
 from orchestrator.knowledge.ingest import ingest as ingest_paths
 from orchestrator.knowledge.records import VersionText
 from orchestrator.knowledge.store import PgStore
@@ -29,7 +29,7 @@ from orchestrator.resources import folder
 from orchestrator.router import open_router
 from orchestrator.serving import EngineServing, open_tokens
 from orchestrator.settings import Settings
-from orchestrator.types import Answer, Event, Message, Passage, Plan, Query, end_of, start_of
+from orchestrator.types import Answer, Document, Event, Message, Passage, Plan, Query, end_of, start_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,6 +118,24 @@ class Orchestrator:
             id_from=id_from,
             progress=progress,
             max_bytes=self.settings.max_document_bytes,
+        )
+
+    async def ingest_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        collection: str | None = None,
+        valid_from: Moment = None,
+        progress: Callable[[IngestEvent], None] | None = None,
+    ) -> IngestReport:
+        """Indexes documents that the caller has made, such as ``langchain.documents_from_langchain(loader.load())``."""
+        return await ingest_documents(
+            documents,
+            store=self.store,
+            embedder=self.embedder,
+            collection=collection or self.settings.collection,
+            valid_from=_moment(valid_from, start_of),
+            progress=progress,
         )
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:

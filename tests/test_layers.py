@@ -46,6 +46,7 @@ DOORS = {
     "psutil": {"launch"},
     "psycopg": {"database"},
     "psycopg_pool": {"database"},
+    "scipy": {"behaviour.measure"},
     "pydantic": {"langchain"},
     "pypdf": {"knowledge.parse"},
     "rich": {"cli"},

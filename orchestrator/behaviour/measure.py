@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from orchestrator.behaviour.examples import Branch, Group, normalise_answer
 from orchestrator.compose import Composition, compose_messages
 from orchestrator.contract import Contract
-from orchestrator.errors import ContractError, EngineError
+from orchestrator.errors import ContractError, EngineError, MissingExtraError
 from orchestrator.prompts import Prompt
 from orchestrator.protocols import Engine
 from orchestrator.types import Completion, Generation, Message, Passage
@@ -186,24 +186,32 @@ def overlap_f1(answer: str, gold: str) -> float:
 
 
 def wilson(hits: int, n: int) -> Rate:
-    """A rate with its 95 % Wilson interval (Wilson 1927)."""
+    """A rate with its 95 % Wilson interval (Wilson 1927). Raises MissingExtraError without scipy."""
     if n == 0:
         return Rate(0.0, 0.0, 0.0, 0)
-    z = 1.959964
-    share = hits / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Rate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    interval = _stats().binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return Rate(hits / n, float(interval.low), float(interval.high), n)
 
 
 def bootstrap(values: Sequence[float], rounds: int = 1000, seed: int = 0) -> Rate:
-    """A mean with its 95 % percentile-bootstrap interval, seeded."""
+    """A mean with its 95 % percentile-bootstrap interval, seeded. Raises MissingExtraError without scipy."""
     if not values:
         return Rate(0.0, 0.0, 0.0, 0)
-    chance = random.Random(seed)
-    means = sorted(sum(chance.choices(values, k=len(values))) / len(values) for _ in range(rounds))
-    at = round(0.025 * (rounds - 1))
-    return Rate(sum(values) / len(values), means[at], means[-1 - at], len(values))
+    mean = sum(values) / len(values)
+    if min(values) == max(values):  # nothing to resample
+        return Rate(mean, mean, mean, len(values))
+    found = _stats().bootstrap(
+        (values,), np.mean, n_resamples=rounds, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return Rate(mean, float(found.confidence_interval.low), float(found.confidence_interval.high), len(values))
+
+
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise MissingExtraError("eval", "measuring with confidence intervals") from error
+    return stats
 
 
 def _generation(
