@@ -102,7 +102,9 @@ def shares_words(answer: str, passage: Passage) -> bool:
 
 
 def is_supported(answer: str, passages: Iterable[Passage]) -> bool:
-    """True when all numbers of the answer and a fourth of its content words (at least one) stand in the cited passages.
+    """True when all numbers and names of the answer and a fourth of its content words stand in the cited passages.
+
+    A name is a capitalised word that does not begin the answer or a sentence of it.
 
     Words are compared without their endings, numbers by value. A necessary condition for groundedness, not a sufficient
     one: it catches an answer that its citations cannot carry.
@@ -111,7 +113,21 @@ def is_supported(answer: str, passages: Iterable[Passage]) -> bool:
     present, words = _present_numbers(source), _content(answer)
     if not all(number & present for number in _numbers(answer)):
         return False
-    return not words or len(words & _content(source)) * _SHARE >= len(words)
+    written = _content(source)
+    if not _names(answer) <= written:
+        return False
+    return not words or len(words & written) * _SHARE >= len(words)
+
+
+def _names(answer: str) -> set[str]:
+    """Content words, without their endings, of what is written as a name."""
+    found = (match for match in _WORD.finditer(answer) if match.group()[0].isupper())
+    inner = (
+        match.group()
+        for match in found
+        if (before := answer[: match.start()].rstrip(" \"'“(")) and before[-1] not in ".!?:\n"
+    )
+    return {word for name in inner for word in _content(name)}
 
 
 def _sentences(text: str) -> Iterable[tuple[int, int]]:

@@ -21,7 +21,7 @@ from orchestrator.types import Answer, Completion, Generation
 COLLECTION = "handbook"
 CITED = "How many days of annual leave do full-time employees get per year?"
 EARLIER = "2024-06-01"
-UNANSWERABLE = "Which football club does the company sponsor?"
+UNANSWERABLE = "In which year was Quillmere founded?"
 DIRECT = 'Extract the name of the person from this text: "Yesterday Olaf Mertens called and asked for a copy."'
 
 

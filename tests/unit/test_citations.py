@@ -192,3 +192,17 @@ def test_the_title_and_all_cited_passages_count():
 @given(st.text(max_size=200))
 def test_a_literal_stretch_of_a_source_is_supported(text):
     assert is_supported(text, [passage(1, text)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "supported"),
+    [
+        ("Politische Bundesliga", False),
+        ("the party Bundesliga", False),
+        ("Political parties", True),
+        ("Donations. Parties get none", True),
+    ],
+)
+def test_a_name_that_no_cited_passage_holds_is_not_supported(answer, supported):
+    cited = passage(1, "Donations to political parties are not made; parties get none of them.")
+    assert is_supported(answer, [cited]) is supported
