@@ -111,6 +111,8 @@ class EngineServing:
             service = await self._service(adapter)
             engine = self._connect(service.url or "")
             if adapter.served_name not in await engine.models():
+                if adapter.state == "active" and not self._settings.engine_url:
+                    await self._start(None)  # the supervisor loads it, now and after each restart
                 await engine.load_adapter(adapter.served_name, str(adapter.path))
             if not self._is_recorded(adapter, service):
                 await prove_active(engine, adapter, self._settings.engine_model if self._settings.engine_url else None)

@@ -170,15 +170,24 @@ class Registry:
 
 
 async def ensure_shipped(registry: Registry, settings: Settings) -> Adapter | None:
-    """Registers the adapter that ships with the package and promotes it, unless one of its name is known or none ships."""
-    known = [adapter for adapter in await registry.list() if adapter.name == SHIPPED]
-    if known and all((adapter.path / "adapter_config.json").is_file() for adapter in known):
-        return known[0]
+    """Registers the adapter that ships with this release, and promotes it when no adapter of its name can serve.
+
+    One that the user promoted stays in service as long as it was trained on this release's prompt and contract.
+    """
     source = folder("adapters") / SHIPPED
-    if not (source / "manifest.json").is_file():
+    try:
+        manifest = json.loads((source / "manifest.json").read_text("utf-8"))
+    except OSError:
         return None
-    adapter = await registry.register(source, shipped=True)
-    return adapter if known else await registry.promote(adapter.served_name)
+    known = [adapter for adapter in await registry.list() if adapter.name == SHIPPED]
+    shipped = next((adapter for adapter in known if adapter.digest == manifest["digest"]), None)
+    if shipped is None or not (shipped.path / "adapter_config.json").is_file():
+        shipped = await registry.register(source, shipped=True)
+    digests = (manifest["prompt"]["digest"], manifest["contract"]["digest"])
+    active = next((adapter for adapter in known if adapter.state == "active"), None)
+    if known and (active is None or (active.prompt_digest, active.contract_digest) == digests):
+        return active or shipped  # retired by the user, or in service and fit for it
+    return await registry.promote(shipped.served_name)
 
 
 def check_digests(adapter: Adapter, catalogue: Catalogue) -> None:

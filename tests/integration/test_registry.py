@@ -230,6 +230,37 @@ async def test_the_shipped_adapter_does_not_displace_the_users(
     assert (await registry.get("cited-answer")).digest == own.digest
 
 
+async def test_a_new_release_replaces_a_shipped_adapter_that_its_prompt_has_left_behind(
+    registry: Registry, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_prompt = {"name": "grounded", "digest": "0" * 64}
+    make_adapter(tmp_path / "old" / "cited-answer", 1, prompt=old_prompt)
+    make_adapter(tmp_path / "new" / "cited-answer", 2)
+    monkeypatch.setattr(module, "folder", lambda name: tmp_path / "old")
+    await ensure_shipped(registry, settings)
+    monkeypatch.setattr(module, "folder", lambda name: tmp_path / "new")
+
+    adapter = await ensure_shipped(registry, settings)
+
+    assert adapter is not None
+    assert (await registry.get("cited-answer")).digest == adapter.digest
+    check_digests(await registry.get("cited-answer"), CATALOGUE)
+    assert len(await registry.list()) == 2
+
+
+async def test_an_adapter_that_the_user_retired_stays_retired(
+    registry: Registry, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tmp_path / "adapters" / "cited-answer")
+    monkeypatch.setattr(module, "folder", lambda name: tmp_path / name)
+    await ensure_shipped(registry, settings)
+    await registry.retire("cited-answer")
+
+    await ensure_shipped(registry, settings)
+
+    assert [adapter.state for adapter in await registry.list()] == ["retired"]
+
+
 async def test_nothing_shipped_is_no_error(
     registry: Registry, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
