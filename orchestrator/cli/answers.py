@@ -35,7 +35,9 @@ async def ask(output: Output, settings: Settings, question: str, stream: bool, e
     options = {name: value for name, value in options.items() if value is not None}
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
         if (await orchestrator.plan(question, **options)).action == "answer":
-            await orchestrator.serving.resolve(None)  # the engine's first start does not count against the question's time
+            await orchestrator.serving.resolve(
+                None
+            )  # the engine's first start does not count against the question's time
         if not stream or output.as_json:
             answer = await orchestrator.ask(question, **options)
             output.emit(answer_fields(answer), lambda console: print_answer(console, answer, explain))
