@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.behaviour.registry import Registry, ensure_shipped
-from orchestrator.database import Database
+from orchestrator.database import Database, statement
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
 from orchestrator.knowledge.embed import open_embedder
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
@@ -202,6 +202,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         url = await asyncio.to_thread(postgres.start, settings.home_dir)
     async with Database.open(url, settings.pool_size) as database:
         await migrate(database)
+        async with database.of(settings.tenant).ownership() as connection:
+            await connection.execute(statement("add-tenant"), {"tenant": settings.tenant})
         yield database
 
 

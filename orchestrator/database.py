@@ -6,7 +6,7 @@ import logging
 import re
 from collections import namedtuple
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -53,9 +53,16 @@ def _statements() -> dict[str, str]:
 class Database:
     """A pool of connections to one PostgreSQL database. Rows come back as named tuples, times in UTC."""
 
-    def __init__(self, pool: psycopg_pool.AsyncConnectionPool[Connection], url: str) -> None:
+    def __init__(
+        self, pool: psycopg_pool.AsyncConnectionPool[Connection], url: str, tenant: str | None = None
+    ) -> None:
         self._pool = pool
         self._url = url
+        self.tenant = tenant
+
+    def of(self, tenant: str) -> Database:
+        """The same pool, working for one tenant: nothing of another tenant can be read or written through it."""
+        return Database(self._pool, self._url, tenant)
 
     @classmethod
     @asynccontextmanager
@@ -87,10 +94,26 @@ class Database:
     async def transaction(self) -> AsyncIterator[Connection]:
         """One transaction on one connection: commits at the end, rolls back when the block raises.
 
-        Driver errors leave the block as DatabaseError, StorageFullError or InputError.
+        Driver errors leave the block as DatabaseError, StorageFullError or InputError. Without a tenant (``of``) no row of
+        any tenant is seen.
         """
         async with self.session() as connection, connection.transaction():
+            if self.tenant is not None:
+                await connection.execute(statement("use-tenant"), {"tenant": self.tenant})
             yield connection
+
+    @asynccontextmanager
+    async def ownership(self) -> AsyncIterator[Connection]:
+        """A transaction with the rights of the login, not of the application's role: for changes of the schema."""
+        async with self.session() as connection, connection.transaction():
+            await connection.execute(statement("leave-role"))
+            if self.tenant is not None:
+                await connection.execute(statement("use-tenant"), {"tenant": self.tenant})
+            yield connection
+
+    async def renew(self) -> None:
+        """Replaces the connections: those that were made before the first migration do not have the role yet."""
+        await self._pool.drain()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Connection]:
@@ -100,14 +123,17 @@ class Database:
                 yield connection
 
     async def fetch(self, query: str, /, **values: Any) -> list[Row]:
-        """All rows of one statement that is a transaction of its own: a single round trip."""
-        async with self.session() as connection:
+        """All rows of one statement in a transaction of its own."""
+        async with self._one_statement() as connection:
             return await (await connection.execute(query, values)).fetchall()
 
     async def fetch_one(self, query: str, /, **values: Any) -> Row | None:
-        """The first row of one statement that is a transaction of its own; None when there is none."""
-        async with self.session() as connection:
+        """The first row of one statement in a transaction of its own; None when there is none."""
+        async with self._one_statement() as connection:
             return await (await connection.execute(query, values)).fetchone()
+
+    def _one_statement(self) -> AbstractAsyncContextManager[Connection]:
+        return self.session() if self.tenant is None else self.transaction()
 
 
 async def copy_rows(
@@ -135,6 +161,11 @@ def _row_class(names: tuple[str, ...]) -> Any:
 async def _configure(connection: Connection) -> None:
     # JIT costs more than any of our statements; times come back in UTC whatever the server's zone is.
     await connection.execute("select set_config('jit', 'off', false), set_config('TimeZone', 'UTC', false)")
+    # From here on the connection owns nothing and every policy holds for it, whoever the login is.
+    await connection.execute(
+        "select set_config('role', r.rolname, false) from pg_roles r "
+        "where r.rolname = 'orchestrator_app' and pg_has_role(session_user, r.oid, 'member')"
+    )
 
 
 @contextmanager

@@ -205,6 +205,7 @@ class Ledger:
         async with self._database.transaction() as connection:
             await self._keep_bodies(connection, records)  # before the locks, which are taken in one order: no deadlock
             for tenant in sorted({record.tenant for record in records}):
+                await connection.execute(statement("use-tenant"), {"tenant": tenant})
                 await connection.execute(statement("ledger-lock"), {"tenant": tenant})
                 head = await (await connection.execute(statement("ledger-head"), {"tenant": tenant})).fetchone()
                 seq, previous = (head.seq, head.hash) if head else (0, GENESIS)
@@ -238,7 +239,7 @@ async def _insert(connection: Connection, previous: str, seq: int, record: Recor
 
 async def show_answer(database: Database, answer_id: str, tenant: str = "default") -> dict[str, Any]:
     """How an answer came about: its intent and its outcome. Raises UnknownNameError."""
-    rows = await database.fetch(statement("ledger-show"), answer_id=answer_id, tenant=tenant)
+    rows = await database.of(tenant).fetch(statement("ledger-show"), answer_id=answer_id, tenant=tenant)
     if not rows:
         raise UnknownNameError(f"no answer {answer_id!r} is recorded; `orchestrator audit list` shows the latest")
     parts = {
@@ -251,7 +252,7 @@ async def show_answer(database: Database, answer_id: str, tenant: str = "default
 async def list_answers(database: Database, tenant: str, limit: int) -> list[dict[str, Any]]:
     """The latest answers, newest first: id, time, question, route, outcome."""
     listed = []
-    for row in await database.fetch(statement("ledger-list"), tenant=tenant, limit=limit):
+    for row in await database.of(tenant).fetch(statement("ledger-list"), tenant=tenant, limit=limit):
         intent = json.loads(row.intent)
         listed.append(
             {
@@ -269,7 +270,7 @@ async def verify_ledger(database: Database, tenant: str) -> list[str]:
     """Every fault of the tenant's chain, in order: edited, removed, inserted or reordered rows, and a cut tail."""
     faults: list[str] = []
     previous, seq = GENESIS, 0
-    async with database.transaction() as connection:
+    async with database.of(tenant).transaction() as connection:
         await connection.execute(statement("ledger-lock"), {"tenant": tenant})  # no row is added while we read
         while True:
             page = {"tenant": tenant, "after": seq, "limit": _PAGE}

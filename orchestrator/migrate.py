@@ -21,20 +21,23 @@ async def migrate(database: Database, path: Path | None = None) -> list[str]:
     Safe to run from several processes at once. Raises MigrationError.
     """
     wanted = [(file.name, file.read_text("utf-8")) for file in sorted((path or folder("migrations")).glob("*.sql"))]
-    table = await database.fetch_one(statement("has-migrations"))
-    known = await database.fetch(statement("applied-migrations")) if table and table.found else []
+    async with database.ownership() as connection:
+        table = await (await connection.execute(statement("has-migrations"))).fetchone()
+        found = await connection.execute(statement("applied-migrations")) if table.found else None
+        known = await found.fetchall() if found else []
     _refuse_edited(known, wanted)
     if {name for name, _ in wanted} <= {row.name for row in known}:
         return []
     await _check_pgvector(database)
     applied = [name for name, text in wanted if await _apply(database, name, text)]
+    await database.renew()
     log.info("migrations applied: %d", len(applied))
     return applied
 
 
 async def _apply(database: Database, name: str, text: str) -> bool:
     try:
-        async with database.transaction() as connection:
+        async with database.ownership() as connection:
             # Waits for another process that migrates; only then is the wait for tables limited, so that a migration
             # gives up before it queues all readers behind itself.
             await connection.execute(statement("lock-migrations"))

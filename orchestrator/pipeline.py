@@ -28,7 +28,7 @@ from orchestrator.prompts import Catalogue
 from orchestrator.protocols import Embedder, Engine, Store, Tokens
 from orchestrator.router import Router
 from orchestrator.settings import Settings
-from orchestrator.types import Adapter, Answer, Completion, Delta, Event, Generation, Passage, Plan, Query, Usage
+from orchestrator.types import Adapter, Answer, Completion, Delta, Event, Generation, Passage, Plan, Query, SearchRequest, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,10 @@ class Pipeline:
         check_query(query, self.settings)
         (vector,) = await self.embedder.embed([query.text])
         collection = query.collection or self.settings.collection
-        return tuple(
-            await self.store.search(query.text, vector, collection=collection, k=query.k or 10, as_of=query.as_of)
+        request = SearchRequest(
+            query.text, vector, collection, query.k or 10, query.tenant, query.as_of, query.known_at, query.where
         )
+        return tuple(await self.store.search(request))
 
     async def ask(self, query: Query) -> Answer:
         """The checked answer."""
@@ -260,9 +261,10 @@ class Pipeline:
     ) -> tuple[Passage, ...]:
         if not plan.retrieves or vector is None:
             return ()
-        passages = await self.store.search(
-            query.text, vector, collection=plan.collection or "", k=plan.k, as_of=plan.as_of
+        request = SearchRequest(
+            query.text, vector, plan.collection or "", plan.k, query.tenant, plan.as_of, plan.known_at, plan.where
         )
+        passages = await self.store.search(request)
         clock.mark("search")
         return tuple(passages)
 

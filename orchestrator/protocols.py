@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
-from orchestrator.types import Completion, Generation, Passage
+from orchestrator.types import Completion, Generation, Passage, SearchRequest
 
 
 @runtime_checkable
@@ -41,10 +40,8 @@ class Reranker(Protocol):
 class Store(Protocol):
     """Finds passages."""
 
-    async def search(
-        self, text: str, vector: Sequence[float], *, collection: str, k: int, as_of: datetime | None = None
-    ) -> list[Passage]:
-        """The k best passages that were valid at ``as_of`` (now when None), best first."""
+    async def search(self, request: SearchRequest) -> list[Passage]:
+        """The k best passages that were valid at ``as_of`` (now when None), as known at ``known_at``, best first."""
         ...
 
 

@@ -96,6 +96,8 @@ class Router:
             adapter=query.adapter or route.adapter,
             k=(query.k or route.k) if route.k else 0,
             as_of=query.as_of,
+            known_at=query.known_at,
+            where=query.where,
             budget_tokens=route.budget_tokens,
             max_tokens=min(query.max_tokens or route.max_tokens, route.max_tokens),
             temperature=route.temperature if query.temperature is None else query.temperature,

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import AdapterUnavailableError, LedgerError
 from orchestrator.ledger import Record
 from orchestrator.pipeline import Served
-from orchestrator.types import Adapter, Completion, Generation, Passage, Usage
+from orchestrator.types import Adapter, Completion, Generation, Passage, SearchRequest, Usage
 
 Script = Sequence[str | Exception | asyncio.Event | Completion]
 
@@ -58,14 +58,12 @@ class MemoryStore:
     def __init__(self, collections: Mapping[str, Sequence[Passage]] | None = None) -> None:
         self.collections = dict(collections or {})
 
-    async def search(
-        self, text: str, vector: Sequence[float], *, collection: str, k: int, as_of: datetime | None = None
-    ) -> list[Passage]:
-        """The k passages valid at ``as_of`` that share most words with ``text``; equal ones in the order given."""
-        moment = as_of or datetime.now(UTC)
-        valid = [passage for passage in self.collections.get(collection, ()) if _is_valid(passage, moment)]
-        wanted = set(re.findall(r"\w+", text.lower()))
-        return sorted(valid, key=lambda passage: -len(wanted & set(re.findall(r"\w+", passage.text.lower()))))[:k]
+    async def search(self, request: SearchRequest) -> list[Passage]:
+        """The k passages valid at ``as_of`` that share most words with the text; equal ones in the order given."""
+        moment = request.as_of or datetime.now(UTC)
+        valid = [passage for passage in self.collections.get(request.collection, ()) if _is_valid(passage, moment)]
+        wanted = set(re.findall(r"\w+", request.text.lower()))
+        return sorted(valid, key=lambda passage: -len(wanted & set(re.findall(r"\w+", passage.text.lower()))))[: request.k]
 
 
 class ScriptedEngine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -13,6 +13,7 @@ Role = Literal["system", "user", "assistant"]
 Action = Literal["answer", "clarify", "refuse"]
 AdapterState = Literal["candidate", "canary", "active", "retired"]
 Outcome = Literal["complete", "partial", "failed", "cancelled"]
+SearchMode = Literal["hybrid", "lexical", "dense"]
 
 NO_MAPPING: Mapping[str, Any] = {}
 
@@ -62,7 +63,9 @@ class Query:
     route: str | None = None
     collection: str | None = None
     adapter: str | None = None
-    as_of: datetime | None = None
+    as_of: datetime | None = None  # what was true then
+    known_at: datetime | None = None  # as it was known then
+    where: Mapping[str, Any] | None = None  # filter on the documents' metadata, see knowledge/filters.py
     k: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -83,6 +86,8 @@ class Plan:
     adapter: str | None = None
     k: int = 0
     as_of: datetime | None = None
+    known_at: datetime | None = None
+    where: Mapping[str, Any] | None = None
     budget_tokens: int = 0
     max_tokens: int = 0
     temperature: float = 0.0
@@ -130,8 +135,29 @@ class Chunk:
     paragraph: int  # ordinal of the first paragraph it holds (0-based, blank-line separated) within the version
     heading_path: tuple[str, ...]
     page: int | None
-    indexed: str  # title and heading path, then the text: never inside the citable span
+    context: str  # title and headings: searched with the text, never inside the citable span
     sha256: str  # of ``indexed``: equal chunks of two versions share one row
+
+    @property
+    def indexed(self) -> str:
+        """What is embedded and searched."""
+        return f"{self.context}\n\n{self.text}" if self.context else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """What a store is asked for. ``vector``: the question's unit vector; ``with_tokens``: passages carry token vectors."""
+
+    text: str
+    vector: Sequence[float]
+    collection: str
+    k: int = 10
+    tenant: str = "default"
+    as_of: datetime | None = None
+    known_at: datetime | None = None
+    where: Mapping[str, Any] | None = None
+    mode: SearchMode = "hybrid"
+    with_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +179,9 @@ class Passage:
     source: str = ""
     valid_from: datetime | None = None
     valid_to: datetime | None = None
+    context: str = ""  # title and headings that were searched with the text
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tokens: bytes | None = field(default=None, repr=False)  # packed token vectors, when asked for; never leave the process
 
 
 @dataclass(frozen=True, slots=True)

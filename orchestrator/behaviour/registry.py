@@ -29,7 +29,7 @@ class Registry:
     """The adapters of one tenant. Their files are copied to ``adapters_dir/name--digest12``, read-only, and never changed."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
-        self._database = database
+        self._database = database.of(settings.tenant)
         self._settings = settings.resolved()
         self._tenant = settings.tenant
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.errors import LoadError
+from orchestrator.knowledge.decode import decode_text
+from orchestrator.knowledge.frames import Parsed
 
 _DROPPED = {"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "nav", "select", "button"}
 _BLOCKS = {
@@ -20,8 +22,17 @@ _VOID = {"br", "hr", "img", "input", "link", "meta", "area", "base", "col", "emb
 _CLOSES_ITSELF = {"p", "li", "td", "th", "tr", "dt", "dd", "option", "thead", "tbody", "tfoot", "colgroup"}
 _UNCOUNTED = _VOID | _CLOSES_ITSELF
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
+_CHARSET = re.compile(rb"<meta[^>]{0,200}charset=[\"']?([\w-]{1,40})", re.IGNORECASE)
 _FENCE = "```"
 _SPACE = re.compile(r"\s+")
+
+
+def read_html(data: bytes, charset: str | None = None) -> Parsed:
+    """A page; ``charset`` is what the server said of it. Raises LoadError for what is no text, or nested absurdly."""
+    declared = _CHARSET.search(data[:2048])
+    text, notes = decode_text(data, charset or (declared[1].decode("ascii", "replace") if declared else None))
+    title, body = html_to_text(text)
+    return Parsed(body, title, notes=notes)
 
 
 def html_to_text(html: str) -> tuple[str, str]:

@@ -102,7 +102,7 @@ async def ingest(
     valid_from: datetime | None = None,
     id_from: str | None = None,
     max_bytes: int = MAX_BYTES,
-    language: str = "english",
+    language: str | None = None,
 ) -> IngestReport:
     """Ingests files and folders into the collection, which is made when it does not exist.
 
@@ -132,7 +132,7 @@ async def ingest_documents(
     collection: str,
     progress: Callable[[IngestEvent], None] | None = None,
     valid_from: datetime | None = None,
-    language: str = "english",
+    language: str | None = None,
 ) -> IngestReport:
     """Ingests documents that the caller made; otherwise as ``ingest``. The iterable is consumed lazily, in a thread."""
     began = time.monotonic()

@@ -1,35 +1,123 @@
-"""Keeps the postings that BM25 is computed from: lexemes and frequencies per chunk, and counts over a collection.
+"""What BM25 is computed from: a text's terms, which configuration makes them, and the counts over a collection.
 
-Lexemes are made by the text search configuration of the collection, for chunks and questions alike. Invariant: a chunk
-has postings, and is counted, exactly while a version that counts holds it (``chunks.live`` is not empty).
+Words become lexemes by PostgreSQL's configuration of the document's language. Runs of a script that is written without
+spaces become overlapping pairs of characters first. Identifiers (``ERR-4012``, ``max_connections``) are kept whole beside
+their words. Invariant: a chunk is counted exactly while a version that counts holds it (``chunks.live`` is not empty).
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from orchestrator.database import Connection, statement
 
 BATCH = 1_000  # chunks of one statement: bounds its memory for documents of tens of megabytes
+MAX_EXACT = 64  # characters of an identifier
+SAMPLE = 2_000  # characters that a language is told from
+SURE = 0.95  # probability from which it is believed
+MAX_TYPED = 16  # identifiers and phrases of one question
+
+# ISO 639-1 to PostgreSQL's configuration; a language without one is indexed as it is written ('simple').
+CONFIGURATIONS = {
+    "ar": "arabic", "ca": "catalan", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish",
+    "et": "estonian", "eu": "basque", "fi": "finnish", "fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian",
+    "hy": "armenian", "id": "indonesian", "it": "italian", "lt": "lithuanian", "ne": "nepali", "nl": "dutch",
+    "no": "norwegian", "nb": "norwegian", "nn": "norwegian", "pt": "portuguese", "ro": "romanian", "ru": "russian",
+    "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish", "yi": "yiddish",
+}  # fmt: skip
+UNSPACED = "simple"
+
+# Scripts without spaces between words, and Hangul, whose words carry their particles.
+_RUN = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+    "\U00020000-\U0003134f]+"
+)
+_EXACT = re.compile(r"(?<![\w.])\w+(?:[-_./:]+\w+)+|(?<!\w)\w*\d\w*(?!\w)")
+_PHRASE = re.compile(r'"([^"\n]{2,200})"|“([^”\n]{2,200})”|„([^“”\n]{2,200})[“”]|«([^»\n]{2,200})»')
+
+
+def segment(text: str) -> str:
+    """The text with runs of an unspaced script written as overlapping pairs of characters, separated by spaces.
+
+    Bigrams rank as well as dictionary segmentation for Chinese (Kwok 1997, "Comparing representations in Chinese
+    information retrieval").
+    """
+    return _RUN.sub(_pairs, text)
+
+
+def _pairs(run: re.Match[str]) -> str:
+    text = run[0]
+    pairs = [text[i : i + 2] for i in range(len(text) - 1)] or [text]
+    return " " + " ".join(pairs) + " "
+
+
+def exact_terms(text: str) -> list[str]:
+    """Identifiers of a question, as they stand in the index: ``=err-4012``; each once."""
+    return list(_exact_counts(text))[:MAX_TYPED]
+
+
+def phrases(text: str) -> list[str]:
+    """What the question puts in quotation marks, in lower case."""
+    found = ("".join(match.groups("")).strip().lower() for match in _PHRASE.finditer(text))
+    return list(dict.fromkeys(phrase for phrase in found if len(phrase) > 1))[:MAX_TYPED]
+
+
+def _exact_counts(text: str) -> Counter[str]:
+    """A word of several parts that holds a digit or an underscore, or one that mixes letters and digits."""
+    return Counter("=" + match.group().lower() for match in _EXACT.finditer(text) if _is_exact(match.group()))
+
+
+def _is_exact(word: str) -> bool:
+    if len(word) > MAX_EXACT or not any(map(str.isalpha, word)):
+        return False
+    return "_" in word or any(map(str.isdigit, word))
+
+
+def detect_language(text: str) -> str | None:
+    """The text search configuration of the language that the text is likeliest written in; None when it is too short to tell."""
+    sample = text[:SAMPLE]
+    unspaced = sum(len(run) for run in _RUN.findall(sample))
+    if unspaced * 3 > len(sample):
+        return UNSPACED
+    code, probability = _identifier().classify(sample)
+    return CONFIGURATIONS.get(code, UNSPACED) if probability >= SURE else None
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 async def add_postings(
-    connection: Connection, collection_id: int, chunk_ids: Sequence[int], texts: Sequence[str]
+    connection: Connection, collection_id: int, language: str, chunk_ids: Sequence[int], texts: Sequence[str]
 ) -> None:
     """Adds the postings of chunks that have none; the caller holds the collection's lock."""
+    if chunk_ids:
+        values: dict[str, Any] = {"collection_id": collection_id, "language": language}
+        await connection.execute(statement("use-language"), values)
     for first in range(0, len(chunk_ids), BATCH):
+        ids, part = chunk_ids[first : first + BATCH], texts[first : first + BATCH]
+        exact = [(chunk, *pair) for chunk, text in zip(ids, part, strict=True) for pair in _exact_counts(text).items()]
         values = {
             "collection_id": collection_id,
-            "chunk_ids": list(chunk_ids[first : first + BATCH]),
-            "texts": list(texts[first : first + BATCH]),
+            "language": language,
+            "chunk_ids": list(ids),
+            "texts": [segment(text) for text in part],
+            "exact_ids": [row[0] for row in exact],
+            "exact_terms": [row[1] for row in exact],
+            "exact_counts": [min(row[2], 255) for row in exact],
         }
         await connection.execute(statement("add-postings"), values)
 
 
-async def remove_postings(connection: Connection, collection_id: int, chunk_ids: Sequence[int]) -> None:
-    """Removes postings and vectors of chunks that are never found again; the caller holds the collection's lock."""
+async def count_chunks(connection: Connection, collection_id: int, chunk_ids: Sequence[int], sign: int) -> None:
+    """Counts chunks in (+1) or out (-1) of the collection's document frequencies; the caller holds its lock."""
     if chunk_ids:
-        await connection.execute(
-            statement("remove-postings"), {"collection_id": collection_id, "chunk_ids": list(chunk_ids)}
-        )
-        await connection.execute(statement("remove-unused-terms"), {"collection_id": collection_id})
+        values = {"collection_id": collection_id, "chunk_ids": list(chunk_ids), "sign": sign}
+        await connection.execute(statement("count-chunks"), values)

@@ -1,123 +1,221 @@
-"""Turns Markdown, text, HTML, PDF, DOCX and JSONL files into documents, one by one: a bad file stops no other."""
+"""Turns files, folders, JSONL, mailboxes and web pages into documents, one by one: a bad file stops no other."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from itertools import accumulate
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from orchestrator.errors import InputError, LoadError, TooLargeError
-from orchestrator.knowledge import parse
 from orchestrator.knowledge.decode import clean_text, decode_text
-from orchestrator.types import Document, start_of
+from orchestrator.knowledge.document import (
+    MAX_FRONT_MATTER,
+    first_heading,
+    make_document,
+    parse_valid_from,
+    read_front_matter,
+)
+from orchestrator.knowledge.fetch import Fetched, is_url
+from orchestrator.knowledge.frames import Parsed, Trouble
+from orchestrator.knowledge.kinds import CODE, JSON_LINES, MAILBOX, MARKDOWN, MEDIA_TYPES, READERS
+from orchestrator.knowledge.lines import read_lines, read_messages
+from orchestrator.knowledge.worker import Worker
+from orchestrator.types import Document
 
 MAX_BYTES = 32_000_000
-MAX_ID = 500  # characters; the index on it takes about 2,700 bytes
-MAX_TITLE = 500
-MAX_FRONT_MATTER = 16_384  # characters
-MAX_METADATA_VALUES = 10_000
-PARSE_TIMEOUT_S = 120
 
-PDF = "application/pdf"
-DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-RST = "text/x-rst"
-JSONL = (".jsonl", ".ndjson")
-PAGE_BREAK = "\n\n"
-MEDIA_TYPES = {
-    ".md": "text/markdown",
-    ".markdown": "text/markdown",
-    ".txt": "text/plain",
-    ".text": "text/plain",
-    ".rst": RST,
-    ".html": "text/html",
-    ".htm": "text/html",
-    ".pdf": PDF,
-    ".docx": DOCX,
-    ".jsonl": "application/jsonl",
-    ".ndjson": "application/jsonl",
-}
-
-_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
-_MARKDOWN_TITLE = re.compile(r"^[ ]{0,3}#[ \t]+(\S.*)$", re.MULTILINE)
-_RST_TITLE = re.compile(r"^(\S.*)\n([=\-~^\"'`#*+.:_])\2{2,}[ \t]*$", re.MULTILINE)
-_HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}charset=[\"']?([\w-]{1,40})", re.IGNORECASE)
+Fetch = Callable[[str], Fetched]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailure:
-    """A file, or one line of it, that did not become a document; ``skipped`` when its kind is not ours to read."""
+    """A file, or a line of it, that did not become a document; ``skipped``: not ours to read; ``poisoned``: broke its reader."""
 
     source: str
     reason: str
     line: int | None = None
     skipped: bool = False
+    poisoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Something to read: its name is the id that it gets when it states none; ``shown`` is where it came from."""
+
+    name: str
+    shown: str
+    suffix: str
+    size: int
+    open: Callable[[], BinaryIO]
+    charset: str = ""
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPES[self.suffix]
+
+    @property
+    def stem(self) -> str:
+        """A title for what has none: a source file keeps its suffix, which says what it is."""
+        last = self.name.rstrip("/").rpartition("/")[2] or self.name
+        return last if self.suffix in CODE else last.removesuffix(self.suffix) or last
 
 
 class Loader:
-    """Iterates over the documents and failures of files and folders; ``read_bytes`` of ``total_bytes`` are done."""
+    """Iterates over the documents and failures of paths and URLs; ``read_bytes`` of ``total_bytes`` are done.
 
-    def __init__(self, paths: Iterable[str | Path], id_from: str | None = None, max_bytes: int = MAX_BYTES) -> None:
+    ``fetch`` gets the URLs; without it they are refused. Raises InputError at once for a path that does not exist.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        id_from: str | None = None,
+        max_bytes: int = MAX_BYTES,
+        fetch: Fetch | None = None,
+    ) -> None:
         self.total_bytes = 0
         self.read_bytes = 0
-        self._paths = [Path(path) for path in paths]
+        self._paths = [path if is_url(str(path)) else Path(path) for path in paths]
         self._id_field = id_from or "id"
         self._max_bytes = max_bytes
+        self._fetch = fetch
         self._seen: set[int] = set()  # hashes of the ids without valid_from: two texts of one id need two times
+        for path in self._paths:
+            if isinstance(path, Path) and not path.exists():
+                raise InputError(f"there is no file or folder {clean_text(str(path))[0]!r}", param="paths")
+            if not isinstance(path, Path) and fetch is None:
+                raise InputError(
+                    f"{path[:200]!r} is a URL, and URLs are not fetched; allow it with ORCHESTRATOR_ALLOW_URLS=true",
+                    param="paths",
+                )
 
     def __iter__(self) -> Iterator[Document | LoadFailure]:
-        files = [(file, root) for path in self._paths for file, root in _files(path)]
-        self.total_bytes = sum(_size(file) for file, _ in files)
+        found = [item for path in self._paths if isinstance(path, Path) for item in _files(path)]
+        urls = [path for path in self._paths if not isinstance(path, Path)]
+        self.total_bytes = sum(item.size for item in found if isinstance(item, _Source))
         self.read_bytes = 0
         self._seen.clear()
-        for file, root in files:
-            done = self.read_bytes + _size(file)
-            yield from self._load_file(file, root)
-            self.read_bytes = done
+        with Worker() as worker:
+            for item in found:
+                if isinstance(item, LoadFailure):
+                    yield item
+                    continue
+                done = self.read_bytes + item.size
+                yield from self._load(item, worker)
+                self.read_bytes = done
+            for url in urls:
+                yield from self._load_url(url, worker)
 
-    def _load_file(self, file: Path, root: Path) -> Iterator[Document | LoadFailure]:
-        source = clean_text(file.as_posix())[0]
-        suffix = file.suffix.lower()
-        if suffix not in MEDIA_TYPES:
-            kinds = " ".join(sorted(MEDIA_TYPES))
-            yield LoadFailure(source, f"files of this type are not read; known: {kinds}", skipped=True)
-            return
+    def _load_url(self, url: str, worker: Worker) -> Iterator[Document | LoadFailure]:
         try:
-            if suffix in JSONL:
-                yield from self._load_lines(file, source)
-                return
-            if _size(file) > self._max_bytes:
-                raise TooLargeError(f"the file has {_size(file):,} bytes, over {self._limit()}")
-            yield self._unique(_load_one(file, source, file.relative_to(root).as_posix(), self._id_field))
+            fetched = self._fetch(url)  # type: ignore[misc]  # the constructor refused URLs without it
         except InputError as error:
-            yield LoadFailure(source, error.message)
-        except OSError as error:
-            yield LoadFailure(source, f"the file cannot be read: {error.strerror or error}")
+            yield LoadFailure(url[:500], error.message)
+            return
+        if fetched.suffix not in MEDIA_TYPES:
+            kind = clean_text(fetched.content_type[:100])[0]
+            yield LoadFailure(url, f"what the server sends is of a type that is not read: {kind!r}", skipped=True)
+            return
+        data, name = fetched.data, fetched.url
+        self.total_bytes += len(data)
+        source = _Source(name, fetched.final_url, fetched.suffix, len(data), lambda: io.BytesIO(data), fetched.charset)
+        yield from self._load(source, worker)
+        self.read_bytes += len(data)
 
-    def _load_lines(self, file: Path, source: str) -> Iterator[Document | LoadFailure]:
+    def _load(self, source: _Source, worker: Worker) -> Iterator[Document | LoadFailure]:
+        try:
+            if source.media_type == JSON_LINES:
+                yield from self._load_lines(source)
+            elif source.media_type == MAILBOX:
+                yield from self._load_mailbox(source, worker)
+            elif source.size > self._max_bytes:
+                raise TooLargeError(f"the file has {source.size:,} bytes, over {self._limit()}")
+            elif source.media_type in READERS:
+                with source.open() as stream:
+                    hint = f"charset={source.charset}" if source.charset else f"x{source.suffix}"
+                    found = worker.parse(READERS[source.media_type], stream, source.size, hint)
+                yield from self._parsed(source, found, source.name)
+            else:
+                yield self._unique(_read_text(source, self._id_field, self._max_bytes))
+        except InputError as error:
+            yield LoadFailure(source.shown, error.message)
+        except OSError as error:
+            yield LoadFailure(source.shown, f"the file cannot be read: {error.strerror or error}")
+
+    def _parsed(
+        self, source: _Source, found: Iterable[Parsed | Trouble], name: str, line: int | None = None
+    ) -> Iterator[Document | LoadFailure]:
+        """The documents of one file or message. An attachment has the file's id, a ``#`` and its own name."""
+        used: dict[str, int] = {}
+        for one in found:
+            shown = f"{source.shown}#{one.name}" if one.name else source.shown
+            if isinstance(one, Trouble):
+                yield LoadFailure(shown, clean_text(one.reason)[0], line, poisoned=one.poisoned)
+                continue
+            used[one.name] = used.get(one.name, 0) + 1
+            own = one.name if used[one.name] == 1 else f"{one.name} ({used[one.name]})"  # two `image.pdf` in one mail
+            try:
+                if not one.text.strip():
+                    raise LoadError("there is no text in the file")
+                yield self._unique(
+                    make_document(
+                        _stated(one),
+                        external_id=f"{name}#{own}" if own else name,
+                        title=one.title or own or source.stem,
+                        text=one.text,
+                        source=shown,
+                        media_type=one.media_type or source.media_type,
+                        pages=one.pages,
+                        notes=one.notes,
+                    )
+                )
+            except InputError as error:
+                yield LoadFailure(shown, error.message, line)
+
+    def _load_lines(self, source: _Source) -> Iterator[Document | LoadFailure]:
         """One document per line; a bad line is reported with its number and the others go on."""
         before = self.read_bytes
         is_empty = True
-        for number, line, done in _lines(file, self._max_bytes):
-            if line is not None and not line.strip():
-                continue
-            is_empty = False
-            try:
-                if line is None:
-                    raise TooLargeError(f"the line is longer than {self._limit()}")
-                yield self._unique(_line_document(line, source, self._id_field))
-            except InputError as error:
-                yield LoadFailure(source, error.message, line=number)
-            self.read_bytes = before + done
+        with source.open() as stream:
+            for number, line, done in read_lines(stream, source.size, self._max_bytes):
+                if line is not None and not line.strip():
+                    continue
+                is_empty = False
+                try:
+                    if line is None:
+                        raise TooLargeError(f"the line is longer than {self._limit()}")
+                    yield self._unique(_line_document(line, source.shown, self._id_field))
+                except InputError as error:
+                    yield LoadFailure(source.shown, error.message, line=number)
+                self.read_bytes = before + done
         if is_empty:
             raise LoadError("the file is empty")
+
+    def _load_mailbox(self, source: _Source, worker: Worker) -> Iterator[Document | LoadFailure]:
+        """The messages of a mailbox of any size; the id of one is the file's name and its own Message-ID."""
+        before = self.read_bytes
+        is_empty = True
+        with source.open() as stream:
+            for number, message, done in read_messages(stream, self._max_bytes):
+                is_empty = False
+                if message is None:
+                    yield LoadFailure(source.shown, f"the message is longer than {self._limit()}", line=number)
+                else:
+                    found = worker.parse("mail", io.BytesIO(message), len(message))
+                    stated = [
+                        one.metadata.get("message_id") for one in found if isinstance(one, Parsed) and not one.name
+                    ]
+                    name = f"{source.name}#{stated[0] if stated and stated[0] else f'message {number}'}"
+                    yield from self._parsed(source, found, name, number)
+                self.read_bytes = before + done
+        if is_empty:
+            raise LoadError("the file is empty, or no mailbox: its messages begin with a line 'From '")
 
     def _unique(self, document: Document) -> Document:
         key = hash(document.external_id)
@@ -141,33 +239,69 @@ def load_path(
     return iter(Loader([path], id_from, max_bytes))
 
 
-def _files(path: Path) -> Iterator[tuple[Path, Path]]:
-    """The files under a path with the folder that their names are relative to; hidden ones are left out.
+def _files(path: Path) -> list[_Source | LoadFailure]:
+    """The files under a path, named relative to it, and what is there and is not read; hidden ones are left out.
 
     Those that say since when they are valid come after the others, oldest first: versions are numbered in that order.
     """
-    if path.is_dir():
-        found = [
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
-        found.sort(key=lambda file: (_dated(file), file.relative_to(path).parts))
-        yield from ((file, path) for file in found)
-    elif path.is_file():
-        yield path, path.parent
-    else:
-        raise InputError(f"there is no file or folder {clean_text(str(path))[0]!r}", param="paths")
+    if not path.is_dir():
+        return [_source(path, path.name)]
+    found: list[tuple[datetime, tuple[str, ...], _Source | LoadFailure]] = []
+    root = path.resolve()
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted([*files, *(name for name in folders if (Path(folder) / name).is_symlink())]):
+            file = Path(folder) / name
+            if not name.startswith("."):
+                relative = file.relative_to(path)
+                item = _entry(file, relative.as_posix(), root)
+                found.append((_dated(item), relative.parts, item))
+    return [item for _, _, item in sorted(found, key=lambda entry: entry[:2])]
 
 
-def _dated(file: Path) -> datetime:
-    if file.suffix.lower() in (".md", ".markdown"):
+def _entry(file: Path, name: str, root: Path) -> _Source | LoadFailure:
+    """A file of a folder; a link is followed only to a plain file inside the folder (row A16)."""
+    if file.is_symlink():
+        target = file.resolve()
+        if not target.is_relative_to(root):
+            return _skipped(file, "it is a link that leads out of the folder; ingest what it leads to by its own path")
+        if not target.is_file():
+            return _skipped(file, "it is a link to no file; a folder inside the folder is read by its own name")
+        return _source(target, name, shown=file)
+    if not file.is_file():
+        return _skipped(file, "it is no plain file (a socket, a pipe or a device)")
+    return _source(file, name)
+
+
+def _source(file: Path, name: str, shown: Path | None = None) -> _Source | LoadFailure:
+    suffix = file.suffix.lower()
+    if suffix not in MEDIA_TYPES:
+        kinds = " ".join(sorted(MEDIA_TYPES))
+        return _skipped(shown or file, f"files of this type are not read; known: {kinds}")
+    return _Source(name, clean_text((shown or file).as_posix())[0], suffix, _size(file), lambda: _open(file))
+
+
+def _skipped(file: Path, reason: str) -> LoadFailure:
+    return LoadFailure(clean_text(file.as_posix())[0], reason, skipped=True)
+
+
+def _open(file: Path) -> BinaryIO:
+    """The file, unless it has become a pipe or device meanwhile, on which reading might never end."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise LoadError("it is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _dated(item: _Source | LoadFailure) -> datetime:
+    if isinstance(item, _Source) and item.media_type == MARKDOWN:
         try:
-            with file.open("rb") as stream:
+            with item.open() as stream:
                 head = stream.read(MAX_FRONT_MATTER)
             if head.removeprefix(b"\xef\xbb\xbf").startswith(b"---"):
-                values, _ = _front_matter(decode_text(head)[0])
-                return _valid_from(values.get("valid_from")) or datetime.min.replace(tzinfo=UTC)
+                values, _ = read_front_matter(decode_text(head)[0])
+                return parse_valid_from(values.get("valid_from")) or datetime.min.replace(tzinfo=UTC)
         except (OSError, InputError):
             pass  # reported when the file is read
     return datetime.min.replace(tzinfo=UTC)
@@ -180,149 +314,33 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _load_one(file: Path, source: str, name: str, id_field: str) -> Document:
-    """The document of a file that is not JSONL."""
-    media_type = MEDIA_TYPES[file.suffix.lower()]
+def _stated(found: Parsed) -> dict[str, Any]:
+    """What a file says of itself. None of our own names: a mail's header is not a date of validity."""
+    return {name: value for name, value in found.metadata.items() if name not in ("title", "valid_from")}
+
+
+def _read_text(source: _Source, id_field: str, max_bytes: int) -> Document:
+    """The document of a file that is text as it stands."""
+    with source.open() as stream:
+        data = stream.read(max_bytes + 1)  # it may have grown
+    if len(data) > max_bytes:
+        raise TooLargeError(f"the file grew over the limit of {max_bytes:,} bytes (ORCHESTRATOR_MAX_DOCUMENT_BYTES)")
+    text, notes = decode_text(data, source.charset or None)
     values: dict[str, Any] = {}
-    pages: tuple[int, ...] = ()
-    if media_type == "text/html":
-        title, text, notes = _read_html(file)
-    elif media_type in (PDF, DOCX):
-        title, text, pages, notes = _parse_in_child(file, media_type)
-    else:
-        text, notes = decode_text(file.read_bytes())
-        if media_type == "text/markdown":
-            values, text = _front_matter(text)
-        title = _first_heading(text, media_type)
+    if source.media_type == MARKDOWN:
+        values, text = read_front_matter(text)
     if not text.strip():
         raise LoadError("there is no text in the file")
-    external_id = values.pop(id_field, None) or name
-    return _document(values, external_id, title or file.stem, text, source, media_type, pages, notes)
-
-
-def _read_html(file: Path) -> tuple[str, str, tuple[str, ...]]:
-    data = file.read_bytes()
-    declared = _HTML_CHARSET.search(data[:2048])
-    text, notes = decode_text(data, declared[1].decode("ascii", "replace") if declared else None)
-    try:
-        from orchestrator.knowledge.html import html_to_text
-
-        return *html_to_text(text), notes
-    except ImportError as error:
-        raise LoadError("reading HTML needs the extra 'docs': pip install 'hybrid-orchestrator[docs]'") from error
-
-
-def _first_heading(text: str, media_type: str) -> str:
-    pattern = {"text/markdown": _MARKDOWN_TITLE, RST: _RST_TITLE}.get(media_type)
-    found = pattern.search(text) if pattern else None
-    return found[1].strip().rstrip("#").strip() if found else ""
-
-
-def _document(
-    values: dict[str, Any],
-    external_id: Any,
-    title: str,
-    text: str,
-    source: str,
-    media_type: str,
-    pages: tuple[int, ...],
-    notes: tuple[str, ...],
-) -> Document:
-    """A document from front matter or a JSON line: known names are taken out, the rest is metadata."""
-    name, changed = clean_text(str(external_id))
-    if not name.strip() or len(name) > MAX_ID:
-        raise LoadError(f"the document's id must have 1 to {MAX_ID} characters, not {len(name.strip())}")
-    valid_from = _valid_from(values.pop("valid_from", None))
-    stated = values.pop("title", None)
-    stated, more = clean_text(" ".join(str(stated if stated not in (None, "") else title).split()))
-    metadata, altered = _clean_metadata(values)
-    if altered:
-        more = (*more, "metadata changed to what JSON in PostgreSQL can hold")
-    return Document(
-        external_id=name,
-        title=stated[:MAX_TITLE],
+    external_id = values.pop(id_field, None) or source.name
+    return make_document(
+        values,
+        external_id=external_id,
+        title=first_heading(text, source.media_type) or source.stem,
         text=text,
-        source=source,
-        media_type=media_type,
-        metadata=metadata,
-        valid_from=valid_from,
-        pages=pages,
-        notes=tuple(dict.fromkeys((*notes, *changed, *more))),
+        source=source.shown,
+        media_type=source.media_type,
+        notes=notes,
     )
-
-
-def _valid_from(value: Any) -> datetime | None:
-    if value is None or value == "":
-        return None
-    try:
-        return start_of(value if isinstance(value, date) else str(value))
-    except ValueError as error:
-        raise LoadError(f"valid_from must be a date such as 2025-03-01, not {str(value)[:50]!r}") from error
-
-
-def _front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """The values between the ``---`` lines and the text after them; no values when there is no front matter."""
-    found = _FRONT_MATTER.match(text[:MAX_FRONT_MATTER]) if text.startswith("---") else None
-    if not found:
-        return {}, text
-    import yaml
-
-    try:
-        values = yaml.safe_load(found[1])
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" in line {place.line + 2}" if place else ""
-        raise LoadError(f"the front matter is not valid YAML{where}: {getattr(error, 'problem', error)}") from error
-    if not isinstance(values, dict):
-        return {}, text  # a thematic break, not front matter
-    return {str(key): value for key, value in values.items()}, text[found.end() :].lstrip("\n")
-
-
-def _clean_metadata(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The values as jsonb can hold them, and whether any had to change. Raises LoadError when they are too many."""
-    left = MAX_METADATA_VALUES
-    changed = False
-
-    def clean(value: Any, depth: int) -> Any:
-        nonlocal left, changed
-        left -= 1
-        if left < 0 or depth > 50:
-            raise LoadError(f"the metadata has more than {MAX_METADATA_VALUES:,} values or is nested deeper than 50")
-        if isinstance(value, Mapping):
-            return {clean(str(key), depth + 1): clean(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple | set):
-            return [clean(item, depth + 1) for item in value]
-        if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-            changed = True
-            return None
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        text, notes = clean_text(value if isinstance(value, str) else str(value))
-        changed = changed or bool(notes)
-        return text
-
-    return clean(values, 0), changed
-
-
-def _lines(file: Path, max_bytes: int) -> Iterator[tuple[int, bytes | None, int]]:
-    """Number (from 1), bytes, and bytes read so far of each line; None for a line over the limit. In bounded memory."""
-    with file.open("rb") as stream:
-        head = stream.read(4)
-        stream.seek(0)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:  # UTF-16, whose lines do not end at a byte 10
-            if _size(file) > max_bytes:
-                raise TooLargeError(f"a file in UTF-16 is read up to {max_bytes:,} bytes; convert it to UTF-8")
-            text, _ = decode_text(stream.read())
-            yield from ((number, line.encode(), stream.tell()) for number, line in enumerate(text.split("\n"), 1))
-            return
-        number = 0
-        while line := stream.readline(max_bytes + 1):
-            number += 1
-            is_too_long = len(line) > max_bytes and not line.endswith(b"\n")
-            rest = line
-            while is_too_long and rest and not rest.endswith(b"\n"):
-                rest = stream.readline(1 << 20)
-            yield number, None if is_too_long else line, stream.tell()
 
 
 def _line_document(line: bytes, source: str, id_field: str) -> Document:
@@ -342,39 +360,17 @@ def _line_document(line: bytes, source: str, id_field: str) -> Document:
     body, more = clean_text(body)
     if not body.strip():
         raise LoadError('its "text" is empty')
-    media_type = str(values.pop("media_type", "text/plain"))
+    media_type = clean_text(str(values.pop("media_type", "text/plain")))[0]
     nested = values.pop("metadata", None)
     known = {name: values.pop(name) for name in ("title", "valid_from") if name in values}
     merged = {**values, **(nested if isinstance(nested, dict) else {} if nested is None else {"metadata": nested})}
     merged.update(known)
-    return _document(merged, external_id, "", body, source, media_type, (), (*notes, *more))
-
-
-def _parse_in_child(file: Path, media_type: str) -> tuple[str, str, tuple[int, ...], tuple[str, ...]]:
-    """Title, text, page offsets and notes of a PDF or DOCX, read in a child process that has limits and no secrets."""
-    kind = "pdf" if media_type == PDF else "docx"
-    command = [sys.executable, "-P", parse.__file__, kind, str(file.absolute())]
-    try:
-        child = subprocess.run(
-            command, capture_output=True, timeout=PARSE_TIMEOUT_S, env=_bare_environment(), check=False
-        )
-        result = json.loads(child.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise LoadError(f"reading the file took more than {PARSE_TIMEOUT_S} s; it was given up") from error
-    except ValueError as error:
-        raise LoadError(
-            f"the file broke its reader (exit {child.returncode}), which has limits on memory and time"
-        ) from error
-    if "error" in result:
-        raise LoadError(clean_text(str(result["error"]))[0])
-    pages = [clean_text(page) for page in result["pages"]]
-    starts = list(accumulate((len(text) + len(PAGE_BREAK) for text, _ in pages), initial=0))[:-1]
-    notes = dict.fromkeys(note for _, found in pages for note in found)
-    text = PAGE_BREAK.join(text for text, _ in pages)
-    return clean_text(result["title"])[0], text, tuple(starts) if kind == "pdf" else (), tuple(notes)
-
-
-def _bare_environment() -> dict[str, str]:
-    """Enough for Python to start; no database URL, no keys."""
-    kept = ("PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR", "LD_LIBRARY_PATH")
-    return {name: os.environ[name] for name in kept if name in os.environ}
+    return make_document(
+        merged,
+        external_id=external_id,
+        title="",
+        text=body,
+        source=source,
+        media_type=media_type,
+        notes=(*notes, *more),
+    )

@@ -1,26 +1,27 @@
 -- Statements of knowledge/store.py and knowledge/search.py.
 
 -- name: make-collection
-insert into collections (tenant, name, embedding_space, dimensions, language)
-values (%(tenant)s, %(name)s, %(space)s, %(dimensions)s, %(language)s::regconfig)
-on conflict (tenant, name) do nothing;
+insert into collections (name, embedding_space, dimensions, language)
+values (%(name)s, %(space)s, %(dimensions)s, %(language)s::regconfig)
+on conflict (tenant_id, name) do nothing;
 
 -- name: find-collection
 select id, name, embedding_space, dimensions, language::text as language, dense_weight, chunk_count
 from collections
-where tenant = %(tenant)s and name = %(name)s;
+where tenant_id = current_tenant() and name = %(name)s;
 
 -- name: list-collections
-select name from collections where tenant = %(tenant)s order by name;
+select name from collections where tenant_id = current_tenant() order by name;
 
 -- name: collection-stats
-select c.name, c.embedding_space, c.dimensions, c.language::text as language, c.dense_weight, c.chunk_count,
+select c.name, c.embedding_space, c.dimensions, c.language::text as language, c.languages::text[] as languages, c.dense_weight,
+       c.chunk_count,
        (select count(*) from documents d where d.collection_id = c.id and d.deleted_at is null) as document_count,
        (select count(*) from versions v join documents d on d.id = v.document_id
         where d.collection_id = c.id and v.superseded_at is null) as version_count,
        (select count(*) from terms t where t.collection_id = c.id and t.document_count > 0) as distinct_terms
 from collections c
-where c.tenant = %(tenant)s and c.name = %(name)s;
+where c.tenant_id = current_tenant() and c.name = %(name)s;
 
 -- name: lock-collection
 -- Writers of one collection go one after the other: they all change its document frequencies. Embedding, the slow part,
@@ -28,14 +29,18 @@ where c.tenant = %(tenant)s and c.name = %(name)s;
 select id from collections where id = %(collection_id)s for no key update;
 
 -- name: known-documents
--- What the collection has of these documents, with the chunks that have a vector (those that are to be found at some time).
+-- What the collection has of these documents, with the chunks that have a vector in its space.
 select d.external_id, d.id as document_id, d.title, d.source, d.metadata,
-       coalesce((select array_agg(c.sha256) from chunks c where c.document_id = d.id and not isempty(c.live)), '{}') as held
+       coalesce((select array_agg(c.sha256) from chunks c
+                 where c.document_id = d.id and exists (select from vectors e where e.collection_id = d.collection_id
+                                                        and e.space = %(space)s and e.chunk_id = c.id)), '{}') as held
 from documents d
 where d.collection_id = %(collection_id)s and d.external_id = any(%(external_ids)s);
 
 -- name: held-chunks
-select sha256 from chunks where document_id = %(document_id)s and not isempty(live);
+select c.sha256 from chunks c
+where c.document_id = %(document_id)s
+  and exists (select from vectors e where e.collection_id = %(collection_id)s and e.space = %(space)s and e.chunk_id = c.id);
 
 -- name: versions-that-count
 select v.document_id, v.id, v.number, v.sha256, v.title, v.source, nullif(v.valid_from, '-infinity') as valid_from,
@@ -67,13 +72,18 @@ where id = %(document_id)s
 -- name: supersede-version
 update versions set superseded_at = now() where id = %(version_id)s;
 
--- name: close-version
-update versions set valid_to = %(valid_to)s where id = %(version_id)s;
+-- name: refresh-validity
+-- A version that counts is valid until the next one begins.
+update versions v
+set valid_to = n.valid_to
+from (select id, coalesce(lead(valid_from) over (order by valid_from), 'infinity') as valid_to
+      from versions where document_id = %(document_id)s and superseded_at is null) n
+where v.id = n.id and v.valid_to <> n.valid_to;
 
 -- name: insert-version
-insert into versions (document_id, number, sha256, title, source, media_type, text, notes, valid_from, valid_to)
+insert into versions (document_id, number, sha256, title, source, media_type, text, notes, valid_from, language, is_end)
 select %(document_id)s, coalesce(max(number), 0) + 1, %(sha256)s, %(title)s, %(source)s, %(media_type)s, %(text)s,
-       %(notes)s, coalesce(%(valid_from)s::timestamptz, '-infinity'), coalesce(%(valid_to)s::timestamptz, 'infinity')
+       %(notes)s, coalesce(%(valid_from)s::timestamptz, '-infinity'), %(language)s::regconfig, %(is_end)s
 from versions
 where document_id = %(document_id)s
 returning id, number;
@@ -81,47 +91,81 @@ returning id, number;
 -- name: add-chunks
 -- Ids of the chunks with these hashes; those that are not there are added.
 with given as (
-    select sha256, min(place) as place from unnest(%(sha256s)s::text[]) with ordinality g (sha256, place) group by sha256
+    select distinct on (sha256) sha256, context, text, place
+    from unnest(%(sha256s)s::text[], %(contexts)s::text[], %(texts)s::text[]) with ordinality g (sha256, context, text, place)
+    order by sha256, place
 ), added as (
-    insert into chunks (collection_id, document_id, sha256, term_count)
-    select %(collection_id)s, %(document_id)s, sha256, 0 from given order by place
+    insert into chunks (collection_id, document_id, sha256, context, text, language, term_count)
+    select %(collection_id)s, %(document_id)s, sha256, context, text, %(language)s::regconfig, 0 from given order by place
     on conflict (document_id, sha256) do nothing
     returning id, sha256
 )
-select id, sha256 from added
+select id, sha256, false as is_posted from added
 union all
-select c.id, c.sha256 from chunks c join given g using (sha256) where c.document_id = %(document_id)s;
+select c.id, c.sha256, c.term_count > 0 from chunks c join given g using (sha256) where c.document_id = %(document_id)s;
+
+-- name: make-incoming
+-- COPY is refused for tables with row level security: it goes into tables of the connection's own first.
+create temporary table if not exists incoming_vectors (chunk_id bigint, embedding halfvec, tokens bytea) on commit delete rows;
+create temporary table if not exists incoming_spans (
+    ordinal integer, chunk_id bigint, span_start integer, span_end integer, paragraph integer, heading_path text[], page integer
+) on commit delete rows;
 
 -- name: copy-vectors
-copy vectors (collection_id, chunk_id, space, embedding) from stdin (format binary);
+copy incoming_vectors (chunk_id, embedding, tokens) from stdin (format binary);
 
--- name: copy-version-chunks
-copy version_chunks (version_id, ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page) from stdin;
+-- name: insert-vectors
+with moved as (delete from incoming_vectors returning *)
+insert into vectors (collection_id, chunk_id, space, embedding, tokens)
+select %(collection_id)s, chunk_id, %(space)s, embedding, tokens from moved;
+
+-- name: copy-spans
+copy incoming_spans (ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page) from stdin;
+
+-- name: insert-spans
+with moved as (delete from incoming_spans returning *)
+insert into version_chunks (version_id, ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page)
+select %(version_id)s, ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page from moved;
+
+-- name: use-language
+update collections set languages = languages || %(language)s::regconfig
+where id = %(collection_id)s and not languages @> array[%(language)s::regconfig];
 
 -- name: add-postings
+-- Lexemes of the texts, and the exact terms of each chunk beside them, which do not count for its length.
 with lexemes as materialized (
-    select g.chunk_id, u.lexeme, least(cardinality(u.positions), 255) as frequency
-    from collections c, unnest(%(chunk_ids)s::bigint[], %(texts)s::text[]) g (chunk_id, indexed),
-         unnest(to_tsvector(c.language, g.indexed)) u
-    where c.id = %(collection_id)s
-), counted as (
-    insert into terms (collection_id, term, document_count)
-    select %(collection_id)s, lexeme, count(*) from lexemes group by lexeme order by lexeme
-    on conflict (collection_id, term) do update set document_count = terms.document_count + excluded.document_count
-    returning id, term
-), posted as (
-    insert into postings (term_id, chunk_id, frequency)
-    select t.id, l.chunk_id, l.frequency from lexemes l join counted t on t.term = l.lexeme
-), lengths as (
-    select g.chunk_id, coalesce(sum(l.frequency), 0) as term_count
+    select g.chunk_id, u.lexeme, least(cardinality(u.positions), 255) as frequency, true as is_word
+    from unnest(%(chunk_ids)s::bigint[], %(texts)s::text[]) g (chunk_id, indexed),
+         unnest(to_tsvector(%(language)s::regconfig, g.indexed)) u
+    union all
+    select chunk_id, term, frequency, false
+    from unnest(%(exact_ids)s::bigint[], %(exact_terms)s::text[], %(exact_counts)s::integer[]) x (chunk_id, term, frequency)
+), lengths as materialized (
+    select g.chunk_id, coalesce(sum(l.frequency) filter (where l.is_word), 0) as term_count
     from unnest(%(chunk_ids)s::bigint[]) g (chunk_id) left join lexemes l using (chunk_id)
     group by g.chunk_id
-), measured as (
-    update chunks c set term_count = n.term_count from lengths n where c.id = n.chunk_id
+), named as (
+    insert into terms (collection_id, term, max_frequency)
+    select %(collection_id)s, lexeme, max(frequency) from lexemes group by lexeme order by lexeme
+    on conflict (collection_id, term) do update set max_frequency = greatest(terms.max_frequency, excluded.max_frequency)
+    returning id, term
+), posted as (
+    insert into postings (term_id, chunk_id, frequency, length)
+    select t.id, l.chunk_id, l.frequency, n.term_count
+    from lexemes l join named t on t.term = l.lexeme join lengths n using (chunk_id)
+)
+update chunks c set term_count = n.term_count from lengths n where c.id = n.chunk_id;
+
+-- name: count-chunks
+-- Document frequencies and lengths over the collection: +1 for chunks that are found from now on, -1 for those that are not.
+with counted as (
+    update terms t set document_count = t.document_count + %(sign)s::integer * g.chunks
+    from (select term_id, count(*) as chunks from postings where chunk_id = any(%(chunk_ids)s) group by term_id) g
+    where t.id = g.term_id
 )
 update collections
-set chunk_count = chunk_count + n.chunks, term_count = collections.term_count + n.terms
-from (select count(*) as chunks, coalesce(sum(term_count), 0) as terms from lengths) n
+set chunk_count = chunk_count + %(sign)s::integer * n.chunks, term_count = collections.term_count + %(sign)s::integer * n.terms
+from (select count(*) as chunks, coalesce(sum(term_count), 0) as terms from chunks where id = any(%(chunk_ids)s)) n
 where id = %(collection_id)s;
 
 -- name: refresh-live
@@ -129,7 +173,8 @@ where id = %(collection_id)s;
 update chunks c
 set live = r.live
 from (
-    select k.id, coalesce(range_agg(tstzrange(v.valid_from, v.valid_to)) filter (where v.id is not null), '{}') as live
+    select k.id, k.live as before,
+           coalesce(range_agg(tstzrange(v.valid_from, v.valid_to)) filter (where v.id is not null), '{}') as live
     from chunks k
     left join version_chunks m on m.chunk_id = k.id
     left join versions v on v.id = m.version_id and v.superseded_at is null
@@ -137,30 +182,12 @@ from (
     group by k.id
 ) r
 where c.id = r.id and c.live is distinct from r.live
-returning c.id, isempty(c.live) as dead;
-
--- name: remove-postings
-with gone as (
-    delete from postings where chunk_id = any(%(chunk_ids)s) returning term_id
-), counted as (
-    update terms t set document_count = t.document_count - g.chunks
-    from (select term_id, count(*) as chunks from gone group by term_id) g
-    where t.id = g.term_id
-), emptied as (
-    update chunks c set term_count = 0
-    from chunks o
-    where c.id = o.id and c.id = any(%(chunk_ids)s)
-    returning o.term_count
-), devectored as (
-    delete from vectors where chunk_id = any(%(chunk_ids)s)
-)
-update collections
-set chunk_count = chunk_count - n.chunks, term_count = collections.term_count - n.terms
-from (select count(*) as chunks, coalesce(sum(term_count), 0) as terms from emptied) n
-where id = %(collection_id)s;
+returning c.id, case when isempty(r.before) = isempty(c.live) then 0 when isempty(c.live) then -1 else 1 end as sign;
 
 -- name: remove-unused-terms
-delete from terms where collection_id = %(collection_id)s and document_count = 0;
+delete from terms t
+where t.collection_id = %(collection_id)s and t.document_count = 0
+  and not exists (select from postings p where p.term_id = t.id);
 
 -- name: refresh-statistics
 analyze documents, versions, chunks, version_chunks, vectors, terms, postings;
@@ -215,80 +242,10 @@ select d.id::text as document_id, d.external_id, v.number, v.title, v.media_type
 from versions v
 join documents d on d.id = v.document_id
 join collections c on c.id = d.collection_id
-where c.tenant = %(tenant)s and d.id::text = %(document_id)s and v.number = %(number)s;
+where c.tenant_id = current_tenant() and d.id::text = %(document_id)s and v.number = %(number)s;
 
 -- name: search
--- One round trip. Lexical: BM25 in Lucene's variant (Robertson & Zaragoza 2009, idf with + 1 so that it stays positive)
--- over the question's lexemes joined by OR. Dense: the cosine of every vector of the collection. Both scores are exact for
--- every candidate of either side. Fusion: convex combination of the scores normalised by their theoretical minimum
--- (BM25 0, cosine -1) and their maximum over the candidates (Bruch, Gai, Ingber 2023, "tm2c2").
--- `coalesce(live @> ...)`: the planner takes half of the chunks to be live; of a bare `@>` it takes one in 200 and then walks
--- postings and vectors chunk by chunk (29 ms in place of 7 for 5,000 chunks).
-with collection as materialized (
-    select id, embedding_space, language, bm25_k1::float8 as k1, bm25_b::float8 as b, chunk_count,
-           greatest(term_count::float8 / greatest(chunk_count, 1), 1e-9) as average,
-           case %(mode)s when 'lexical' then 0 when 'dense' then 1 else dense_weight::float8 end as weight
-    from collections
-    where tenant = %(tenant)s and name = %(collection)s and (%(space)s::text is null or embedding_space = %(space)s)
-), moment as materialized (
-    select coalesce(%(as_of)s::timestamptz, now()) as at
-), asked as materialized (
-    select t.id, ln(1 + (c.chunk_count - t.document_count + 0.5) / (t.document_count + 0.5)::float8) as idf
-    from collection c
-    cross join lateral unnest(to_tsvector(c.language, %(text)s)) q
-    join terms t on t.collection_id = c.id and t.term = q.lexeme
-    where %(mode)s <> 'dense'
-), matched as materialized (
-    select p.chunk_id,
-           sum(a.idf * p.frequency * (c.k1 + 1) / (p.frequency + c.k1 * (1 - c.b + c.b * k.term_count / c.average))) as bm25
-    from collection c
-    cross join asked a
-    join postings p on p.term_id = a.id
-    join chunks k on k.id = p.chunk_id and coalesce(k.live @> (select at from moment), false)
-    group by p.chunk_id
-), near as materialized (
-    -- Scalar subqueries, not a join with `collection`: the planner then knows how many rows there are and hashes chunks.
-    select e.chunk_id, 1 - (e.embedding <=> %(vector)s::halfvec) as cosine
-    from vectors e
-    join chunks k on k.id = e.chunk_id and coalesce(k.live @> (select at from moment), false)
-    where e.collection_id = (select id from collection) and e.space = (select embedding_space from collection)
-      and %(mode)s <> 'lexical'
-), candidates as (
-    (select chunk_id from matched order by bm25 desc, chunk_id limit %(depth)s)
-    union
-    (select chunk_id from near order by cosine desc, chunk_id limit %(depth)s)
-), scored as (
-    select d.chunk_id, coalesce(m.bm25, 0) as bm25, n.cosine
-    from candidates d
-    left join matched m using (chunk_id)
-    left join near n using (chunk_id)
-), normed as (
-    select chunk_id, bm25, cosine,
-           coalesce(bm25 / nullif(max(bm25) over (), 0), 0) as bm25_norm,
-           coalesce((cosine + 1) / nullif(max(cosine + 1) over (), 0), 0) as cosine_norm
-    from scored
-), fused as (
-    select n.*, c.weight * cosine_norm + (1 - c.weight) * bm25_norm as score
-    from normed n
-    cross join collection c
-    order by score desc, chunk_id
-    limit %(k)s
-)
-select f.chunk_id, d.id::text as document_id, d.external_id, v.number as version, v.title,
-       substr(v.text, h.span_start + 1, h.span_end - h.span_start) as text,
-       h.span_start, h.span_end, h.paragraph, h.heading_path, h.page, v.source,
-       nullif(v.valid_from, '-infinity') as valid_from, nullif(v.valid_to, 'infinity') as valid_to,
-       f.bm25, f.cosine, f.bm25_norm, f.cosine_norm, f.score
-from fused f
-cross join moment t
-cross join lateral (
-    select h.*
-    from version_chunks h
-    join versions w on w.id = h.version_id
-    where h.chunk_id = f.chunk_id and w.superseded_at is null and w.valid_from <= t.at and t.at < w.valid_to
-    order by h.ordinal
-    limit 1
-) h
-join versions v on v.id = h.version_id
-join documents d on d.id = v.document_id
-order by f.score desc, f.chunk_id;
+-- One round trip; the function is in migrations/0006_pre_search.sql.
+select * from search_passages(
+    %(tenant)s, %(collection)s, %(space)s, %(text)s, %(exact_terms)s, %(phrases)s, %(vector)s::halfvec, %(k)s, %(depth)s,
+    %(as_of)s, %(known_at)s, %(filter)s::jsonpath, %(mode)s, %(dense_weight)s, %(with_tokens)s);

@@ -20,8 +20,8 @@ class Collection:
     name: str
     space: str
     dimensions: int
-    language: str
-    dense_weight: float
+    language: str | None
+    dense_weight: float | None
     chunk_count: int
 
 
@@ -105,8 +105,9 @@ class CollectionStats:
     name: str
     embedding_space: str
     dimensions: int
-    language: str
-    dense_weight: float
+    language: str | None
+    languages: tuple[str, ...]
+    dense_weight: float | None
     chunk_count: int
     document_count: int
     version_count: int

@@ -1,53 +1,53 @@
-"""Finds passages: BM25 and exact cosine in one statement, fused by a convex combination of normalised scores."""
+"""Finds passages: BM25 and cosine in one statement and one snapshot, fused by a convex combination of normalised scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Literal
 
 from orchestrator.database import Database, Row, statement
 from orchestrator.errors import InputError
-from orchestrator.types import Passage
-
-Mode = Literal["hybrid", "lexical", "dense"]
+from orchestrator.knowledge.lexical import exact_terms, phrases, segment
+from orchestrator.types import Passage, SearchRequest
 
 MAX_K = 1_000
+# Weight of the dense side where none was learnt. The cosine's theoretical minimum of -1 makes its normalised values lie
+# close together, so an even weight lets BM25 decide alone. Measured with MiniLM, nDCG@10 at weight 0.5 / 0.8:
+# CISI .388 / .441, SQuAD paragraphs .890 / .904; flat between 0.7 and 0.9.
+DENSE_WEIGHT = 0.8
 
 
-async def search_passages(
-    database: Database,
-    text: str,
-    vector: Sequence[float],
-    *,
-    tenant: str,
-    collection: str,
-    space: str | None,
-    k: int,
-    as_of: datetime | None,
-    mode: Mode = "hybrid",
-) -> list[Passage]:
-    """The k best passages that were valid at ``as_of`` (now when None), best first, with both scores of each.
+async def search_passages(database: Database, request: SearchRequest, space: str | None) -> list[Passage]:
+    """The k best passages that were valid at ``as_of`` (now when None), best first, with the scores of each stage.
 
     A question of stop words only is answered by the dense side. Empty when there is no such collection, or it is not of
     ``space`` (any when None).
     """
-    if not 1 <= k <= MAX_K:
-        raise InputError(f"k must be from 1 to {MAX_K}, not {k}", param="k")
-    rows = await database.fetch(
-        statement("search"),
-        tenant=tenant,
-        collection=collection,
-        space=space,
-        text=text.replace("\0", " ").encode("utf-8", "replace").decode(),
-        vector=None if mode == "lexical" else vector_text(vector),
-        k=k,
-        depth=max(100, 4 * k),
-        as_of=as_of,
-        mode=mode,
-    )
-    return [_passage(row) for row in rows]
+    if not 1 <= request.k <= MAX_K:
+        raise InputError(f"k must be from 1 to {MAX_K}, not {request.k}", param="k")
+    text = request.text.replace("\0", " ").encode("utf-8", "replace").decode()
+    async with database.session() as connection:  # the statement names the tenant itself: one round trip
+        cursor = await connection.execute(
+            statement("search"),
+            {
+                "tenant": request.tenant,
+                "collection": request.collection,
+                "space": space,
+                "text": segment(text),
+                "exact_terms": exact_terms(text),
+                "phrases": phrases(text),
+                "vector": None if request.mode == "lexical" else vector_text(request.vector),
+                "k": request.k,
+                "depth": max(100, 4 * request.k),
+                "as_of": request.as_of,
+                "known_at": request.known_at,
+                "filter": None,
+                "mode": request.mode,
+                "dense_weight": DENSE_WEIGHT,
+                "with_tokens": request.with_tokens,
+            },
+        )
+        return [_passage(row) for row in await cursor.fetchall()]
 
 
 def vector_text(vector: Sequence[float]) -> str:
@@ -58,7 +58,15 @@ def vector_text(vector: Sequence[float]) -> str:
 
 
 def _passage(row: Row) -> Passage:
-    scores = {name: getattr(row, name) for name in ("bm25", "cosine", "bm25_norm", "cosine_norm")}
+    scores = {
+        "bm25": row.bm25,
+        "covered": row.covered,
+        "cosine": row.cosine,
+        "bm25_norm": row.bm25_norm,
+        "cosine_norm": row.cosine_norm,
+        "exact": row.exact,
+        "fused": row.score,
+    }
     return Passage(
         chunk_id=row.chunk_id,
         document_id=row.document_id,
@@ -69,10 +77,13 @@ def _passage(row: Row) -> Passage:
         span=(row.span_start, row.span_end),
         paragraph=row.paragraph,
         score=row.score,
-        scores={name: value for name, value in scores.items() if value is not None} | {"fused": row.score},
+        scores={name: value for name, value in scores.items() if value is not None},
         heading_path=tuple(row.heading_path),
         page=row.page,
         source=row.source,
         valid_from=row.valid_from,
         valid_to=row.valid_to,
+        context=row.context,
+        metadata=row.metadata,
+        tokens=row.tokens,
     )

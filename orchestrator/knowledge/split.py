@@ -27,6 +27,7 @@ Kind = Literal["heading", "paragraph", "lines"]
 
 _HEAD = 1_000  # characters at a line's beginning that show its structure
 _HEADING = re.compile(r"[ ]{0,3}(#{1,6})[ \t]+(\S.*)")
+_WIKI_HEADING = re.compile(r"[ ]?(=(?: ?=){0,5})[ ]*([^=\s](?:.*[^=\s])?)[ ]*\1[ ]*")  # MediaWiki: `== Plot ==`, also `= = Plot = =`
 _UNDERLINE = {"markdown": re.compile(r"(=)=*[ \t]*|(-)--+[ \t]*"), RST: re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}[ \t]*")}
 _FENCE = re.compile(r"[ ]{0,3}(`{3,}|~{3,})")
 _LINES = re.compile(r"[ \t]*(?:[-*+][ \t]|\d{1,9}[.)][ \t]|\|)")  # a list or a table: cut between its lines
@@ -54,7 +55,8 @@ def split(document: Document, limit: int = LIMIT) -> list[Chunk]:
         start, end = group[0].start, group[-1].end
         path = _path(group)
         above = group[0].path[:-1] if group[0].kind == "heading" else path
-        indexed = _indexed(document.title, above, text[start:end])
+        context = _context(document.title, above, text[start:end])
+        indexed = f"{context}\n\n{text[start:end]}" if context else text[start:end]
         chunks.append(
             Chunk(
                 ordinal=ordinal,
@@ -63,7 +65,7 @@ def split(document: Document, limit: int = LIMIT) -> list[Chunk]:
                 paragraph=bisect_right(paragraphs, start) - 1,
                 heading_path=path,
                 page=max(bisect_right(document.pages, start), 1) if document.pages else None,
-                indexed=indexed,
+                context=context,
                 sha256=hashlib.sha256(indexed.encode("utf-8", "surrogatepass")).hexdigest(),
             )
         )
@@ -79,11 +81,10 @@ def _path(group: list[_Block]) -> tuple[str, ...]:
     return paths[0][:size]
 
 
-def _indexed(title: str, above: tuple[str, ...], text: str) -> str:
-    """What is embedded and searched: title and the headings that are not in the text itself, then the text."""
+def _context(title: str, above: tuple[str, ...], text: str) -> str:
+    """What is embedded and searched in front of the text: title and the headings that are not in the text itself."""
     names = [title, *above] if title not in above and not text.lstrip("# ").startswith(title + "\n") else above
-    context = " > ".join(name for name in names if name)[:CONTEXT].strip()
-    return f"{context}\n\n{text}" if context else text
+    return " > ".join(name for name in names if name)[:CONTEXT].strip()
 
 
 def _group(blocks: list[_Block], limit: int) -> Iterator[list[_Block]]:
@@ -169,6 +170,11 @@ class _Reader:
         if heading:
             yield from self._close()
             yield self._heading(start, end, len(heading[1]), heading[2].strip().rstrip("#").strip())
+            return
+        wiki = _WIKI_HEADING.fullmatch(head) if self._markdown else None
+        if wiki:
+            yield from self._close()
+            yield self._heading(start, end, wiki[1].count("="), wiki[2])
             return
         underline = self._underline.fullmatch(head) if self._underline and self._start >= 0 else None
         title = self._text[self._start : self._end].strip() if underline and self._end - self._start < 200 else ""

@@ -13,7 +13,7 @@ from pgvector import HalfVector
 from orchestrator.database import Connection, Database, Json, Row, copy_rows, statement
 from orchestrator.errors import InputError, UnknownNameError
 from orchestrator.failpoints import failpoint
-from orchestrator.knowledge.lexical import add_postings, remove_postings
+from orchestrator.knowledge.lexical import add_postings, count_chunks, detect_language
 from orchestrator.knowledge.records import (
     Collection,
     CollectionStats,
@@ -23,24 +23,33 @@ from orchestrator.knowledge.records import (
     VersionText,
     Written,
 )
-from orchestrator.knowledge.search import Mode, search_passages
+from orchestrator.knowledge.search import search_passages
 from orchestrator.knowledge.versions import Placement, Version, place_version
-from orchestrator.types import Chunk, Document, Passage
+from orchestrator.types import Chunk, Document, Passage, SearchRequest
 
 
 class PgStore:
     """Documents of one tenant. ``space``: the embedder's; a collection of another space is then refused in search."""
 
     def __init__(self, database: Database, tenant: str = "default", space: str | None = None) -> None:
-        self._database = database
+        self._database = database.of(tenant)
         self._tenant = tenant
         self._space = space
 
+    def of(self, tenant: str) -> PgStore:
+        """The same store for another tenant."""
+        return PgStore(self._database, tenant, self._space)
+
     # collections
 
-    async def open_collection(self, name: str, *, space: str, dimensions: int, language: str = "english") -> Collection:
-        """The collection, made when it does not exist. Raises InputError when its vectors are of another space."""
-        values = {"tenant": self._tenant, "name": name, "space": space, "dimensions": dimensions, "language": language}
+    async def open_collection(
+        self, name: str, *, space: str, dimensions: int, language: str | None = None
+    ) -> Collection:
+        """The collection, made when it does not exist; without ``language`` each document's own is detected.
+
+        Raises InputError when its vectors are of another space.
+        """
+        values = {"name": name, "space": space, "dimensions": dimensions, "language": language}
         async with self._database.transaction() as connection:
             await connection.execute(statement("make-collection"), values)
         found = await self.collection(name)
@@ -49,10 +58,10 @@ class PgStore:
 
     async def collection(self, name: str) -> Collection:
         """The collection of that name. Raises UnknownNameError."""
-        row = await self._database.fetch_one(statement("find-collection"), tenant=self._tenant, name=name)
+        row = await self._database.fetch_one(statement("find-collection"), name=name)
         if row is None:
             known = [
-                found.name for found in await self._database.fetch(statement("list-collections"), tenant=self._tenant)
+                found.name for found in await self._database.fetch(statement("list-collections"))
             ]
             raise UnknownNameError(
                 f"there is no collection {name!r}. "
@@ -67,61 +76,46 @@ class PgStore:
 
     async def collections(self) -> list[str]:
         """Names of the tenant's collections."""
-        return [row.name for row in await self._database.fetch(statement("list-collections"), tenant=self._tenant)]
+        return [row.name for row in await self._database.fetch(statement("list-collections"))]
 
     async def stats(self, collection: str) -> CollectionStats:
         """Sizes of a collection. Raises UnknownNameError."""
         await self.collection(collection)
-        row: Row = await self._database.fetch_one(statement("collection-stats"), tenant=self._tenant, name=collection)
+        row: Row = await self._database.fetch_one(statement("collection-stats"), name=collection)
         return CollectionStats(*row)
 
     # search
 
-    async def search(
-        self,
-        text: str,
-        vector: Sequence[float],
-        *,
-        collection: str,
-        k: int,
-        as_of: datetime | None = None,
-        mode: Mode = "hybrid",
-    ) -> list[Passage]:
+    async def search(self, request: SearchRequest) -> list[Passage]:
         """The k best passages that were valid at ``as_of`` (now when None), best first.
 
         Raises UnknownNameError for an unknown collection and InputError for a vector of another space.
         """
         try:
-            found = await search_passages(
-                self._database,
-                text,
-                vector,
-                tenant=self._tenant,
-                collection=collection,
-                space=self._space,
-                k=k,
-                as_of=as_of,
-                mode=mode,
-            )
+            found = await search_passages(self._database, request, self._space)
         except InputError:
-            await self._refuse(collection, vector, mode)
+            await self._refuse(request)
             raise
         if not found:
-            await self._refuse(collection, vector, mode)
+            await self._refuse(request)
         return found
 
-    async def _refuse(self, name: str, vector: Sequence[float], mode: Mode) -> None:
-        found = await self.collection(name)
-        dimensions = found.dimensions if mode == "lexical" else len(vector)
+    async def _refuse(self, request: SearchRequest) -> None:
+        found = await self.of(request.tenant).collection(request.collection)
+        dimensions = found.dimensions if request.mode == "lexical" else len(request.vector)
         _refuse_other_space(found, self._space or found.space, dimensions)
 
     # writing
 
     async def known(self, collection: Collection, external_ids: Sequence[str]) -> dict[str, Known]:
         """What is there of each of these documents, in three round trips for all of them together."""
-        async with self._database.session() as connection:
+        async with self._database.transaction() as connection:
             found = await _all(
-                connection, "known-documents", collection_id=collection.id, external_ids=list(external_ids)
+                connection,
+                "known-documents",
+                collection_id=collection.id,
+                space=collection.space,
+                external_ids=list(external_ids),
             )
             versions = await _all(connection, "versions-that-count", document_ids=[row.document_id for row in found])
             now = (await _one(connection, "database-now")).now
@@ -172,7 +166,7 @@ class PgStore:
                 if row and is_latest(versions, document):
                     await connection.execute(statement("update-document"), {**described, "document_id": row.id})
                 return Written("unchanged")
-            held = await _held(connection, row.id) if row else set()
+            held = await _held(connection, collection, row.id) if row else set()
             missing = tuple(dict.fromkeys(c.sha256 for c in chunks if c.sha256 not in held and c.sha256 not in vectors))
             if missing:  # a concurrent delete took vectors away after the look-up
                 return Written("unchanged", missing=missing)
@@ -188,7 +182,7 @@ class PgStore:
 
     async def refresh_statistics(self) -> None:
         """Tells PostgreSQL's planner about many new rows, so that searches are fast at once."""
-        async with self._database.session() as connection:
+        async with self._database.ownership() as connection:
             await connection.execute(statement("refresh-statistics"))
 
     async def delete(self, collection: str, external_id: str) -> None:
@@ -251,7 +245,7 @@ class PgStore:
     async def version(self, document_id: str, number: int) -> VersionText:
         """The stored text that a citation names by document id and version number. Raises UnknownNameError."""
         row = await self._database.fetch_one(
-            statement("version-by-id"), tenant=self._tenant, document_id=document_id, number=number
+            statement("version-by-id"), document_id=document_id, number=number
         )
         if row is None:
             raise UnknownNameError(f"there is no document {document_id!r} with a version {number}", param="document_id")
@@ -290,8 +284,7 @@ async def _insert_version(
     """Writes the version with chunks, vectors and postings; gives its number. ``held``: hashes that are in use."""
     if place.corrects is not None:
         await connection.execute(statement("supersede-version"), {"version_id": place.corrects})
-    if place.ends is not None:
-        await connection.execute(statement("close-version"), {"version_id": place.ends, "valid_to": place.valid_from})
+    language = collection.language or detect_language(document.text) or "english"
     version = await _one(
         connection,
         "insert-version",
@@ -303,25 +296,38 @@ async def _insert_version(
         text=document.text,
         notes=list(document.notes),
         valid_from=place.valid_from,
-        valid_to=place.valid_to,
+        language=language,
+        is_end=False,
     )
+    await connection.execute(statement("refresh-validity"), {"document_id": document_id})
     failpoint("version-inserted")
     rows = await _all(
         connection,
         "add-chunks",
         collection_id=collection.id,
         document_id=document_id,
+        language=language,
         sha256s=[chunk.sha256 for chunk in chunks],
+        contexts=[chunk.context for chunk in chunks],
+        texts=[chunk.text for chunk in chunks],
     )
     ids = {row.sha256: row.id for row in rows}
-    spans = ((version.id, c.ordinal, ids[c.sha256], *c.span, c.paragraph, list(c.heading_path), c.page) for c in chunks)
-    await copy_rows(connection, statement("copy-version-chunks"), spans)
+    await connection.execute(statement("make-incoming"))
+    spans = ((c.ordinal, ids[c.sha256], *c.span, c.paragraph, list(c.heading_path), c.page) for c in chunks)
+    await copy_rows(connection, statement("copy-spans"), spans)
+    await connection.execute(statement("insert-spans"), {"version_id": version.id})
     failpoint("chunks-inserted")
-    fresh = {c.sha256: c.indexed for c in chunks if c.sha256 not in held}
-    packed = ((collection.id, ids[sha256], collection.space, vectors[sha256]) for sha256 in fresh)
-    await copy_rows(connection, statement("copy-vectors"), packed, ("int8", "int8", "text", "bytea"))
+    fresh = dict.fromkeys(c.sha256 for c in chunks if c.sha256 not in held)
+    packed = ((ids[sha256], vectors[sha256], None) for sha256 in fresh)
+    await copy_rows(connection, statement("copy-vectors"), packed, ("int8", "bytea", "bytea"))
+    values = {"collection_id": collection.id, "space": collection.space}
+    await connection.execute(statement("insert-vectors"), values)
     failpoint("vectors-inserted")
-    await add_postings(connection, collection.id, [ids[sha256] for sha256 in fresh], list(fresh.values()))
+    texts = {c.sha256: c.indexed for c in chunks}
+    unposted = [row for row in rows if not row.is_posted]
+    await add_postings(
+        connection, collection.id, language, [row.id for row in unposted], [texts[row.sha256] for row in unposted]
+    )
     failpoint("postings-inserted")
     await _refresh_live(connection, collection.id, document_id)
     return int(version.number)
@@ -329,15 +335,17 @@ async def _insert_version(
 
 async def _refresh_live(connection: Connection, collection_id: int, document_id: Any) -> None:
     changed = await _all(connection, "refresh-live", document_id=document_id)
-    await remove_postings(connection, collection_id, [row.id for row in changed if row.dead])
+    for sign in (1, -1):
+        await count_chunks(connection, collection_id, [row.id for row in changed if row.sign == sign], sign)
 
 
 async def _versions(connection: Connection, document_id: Any) -> list[Version]:
     return [_version(row) for row in await _all(connection, "versions-that-count", document_ids=[document_id])]
 
 
-async def _held(connection: Connection, document_id: Any) -> set[str]:
-    return {row.sha256 for row in await _all(connection, "held-chunks", document_id=document_id)}
+async def _held(connection: Connection, collection: Collection, document_id: Any) -> set[str]:
+    values = {"collection_id": collection.id, "space": collection.space, "document_id": document_id}
+    return {row.sha256 for row in await _all(connection, "held-chunks", **values)}
 
 
 async def _all(connection: Connection, name: str, **values: Any) -> list[Row]:

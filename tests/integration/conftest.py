@@ -88,9 +88,9 @@ def empty_database_url(new_database: NewDatabase) -> Iterator[str]:
 
 @pytest_asyncio.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """A new database with the schema applied, opened."""
+    """A new database with the schema applied, opened for the default tenant."""
     async with Database.open(database_url, 8) as database:
-        yield database
+        yield database.of("default")
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ async def test_an_older_program_runs_on_a_newer_schema(database: Database, tmp_p
 
 async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
     async def fail() -> None:
-        async with database.transaction() as connection:
+        async with database.ownership() as connection:
             await connection.execute("create table t (x integer)")
             raise ValueError("stop")
 

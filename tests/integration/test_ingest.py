@@ -16,19 +16,21 @@ from orchestrator.errors import EngineUnavailableError, InputError, UnknownNameE
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest, ingest_documents
 from orchestrator.knowledge.store import PgStore
 from orchestrator.testing import HashEmbedder
-from orchestrator.types import Document
+from orchestrator.types import Document, SearchRequest
 
 T2024, T2025, T2026 = (datetime(year, 1, 1, tzinfo=UTC) for year in (2024, 2025, 2026))
 FILLER = "This sentence only fills the page so that paragraphs become chunks. " * 9
 
 COUNTS = """
 select coalesce((select count(*) from chunks where not isempty(live)), 0) as chunks,
-       coalesce((select sum(term_count) from chunks), 0) as terms,
+       coalesce((select sum(term_count) from chunks where not isempty(live)), 0) as terms,
        coalesce((select json_object_agg(t.term, n.held) from terms t
-                 join (select term_id, count(*) as held from postings group by 1) n on n.term_id = t.id), '{}') as held,
+                 join (select term_id, count(*) as held from postings p join chunks c on c.id = p.chunk_id
+                       where not isempty(c.live) group by 1) n on n.term_id = t.id), '{}') as held,
        coalesce((select json_object_agg(term, document_count) from terms where document_count > 0), '{}') as counted,
-       (select count(*) from vectors) as vectors,
-       (select count(distinct chunk_id) from postings) as posted,
+       (select count(*) from vectors e join chunks c on c.id = e.chunk_id where not isempty(c.live)) as vectors,
+       (select count(distinct p.chunk_id) from postings p join chunks c on c.id = p.chunk_id
+        where not isempty(c.live)) as posted,
        (select sum(chunk_count) from collections) as chunk_count, (select sum(term_count) from collections) as term_count
 """
 
@@ -44,7 +46,7 @@ async def put(store: PgStore, embedder: HashEmbedder, *documents: Document) -> I
 
 
 async def find(store: PgStore, text: str, as_of: datetime | None = None) -> list[str]:
-    return [p.text for p in await store.search(text, (), collection="c", k=10, as_of=as_of, mode="lexical")]
+    return [p.text for p in await store.search(SearchRequest(text, (), collection="c", k=10, as_of=as_of, mode="lexical"))]
 
 
 async def assert_counts_are_right(database: Database) -> None:
@@ -137,7 +139,7 @@ async def test_each_time_sees_its_own_version(store: PgStore, embedder: HashEmbe
         ["Twenty-eight days of leave."],
         ["Twenty-nine days of leave."],
     ]
-    passage = (await store.search("leave", (), collection="c", k=1, as_of=T2025, mode="lexical"))[0]
+    passage = (await store.search(SearchRequest("leave", (), collection="c", k=1, as_of=T2025, mode="lexical")))[0]
     assert (passage.version, passage.valid_from, passage.valid_to) == (3, T2025, T2026)
     text = await store.get_version_text("c", "leave", as_of=T2024)
     assert (text.text, text.number) == ("Twenty-seven days of leave.", 2)
@@ -148,8 +150,8 @@ async def test_a_shared_chunk_is_cited_from_the_version_of_its_time(store: PgSto
     shared = f"## Sick leave\n\nCall the office. {FILLER}"
     await put(store, embedder, document(f"Old intro. {FILLER}\n\n{shared}", T2024))
     await put(store, embedder, document(f"New and longer intro. {FILLER}{FILLER}\n\n{shared}", T2025))
-    (old,) = await store.search("office", (), collection="c", k=1, as_of=T2024, mode="lexical")
-    (new,) = await store.search("office", (), collection="c", k=1, as_of=T2025, mode="lexical")
+    (old,) = await store.search(SearchRequest("office", (), collection="c", k=1, as_of=T2024, mode="lexical"))
+    (new,) = await store.search(SearchRequest("office", (), collection="c", k=1, as_of=T2025, mode="lexical"))
     assert old.chunk_id == new.chunk_id
     assert (old.version, new.version) == (1, 2)
     for passage in (old, new):
@@ -177,7 +179,7 @@ async def test_a_deleted_document_is_never_found_again(
 
     vector = (await embedder.embed(["days"]))[0]
     for moment in (None, T2024, T2025, T2026):
-        passages = await store.search("days thirty forty", vector, collection="c", k=10, as_of=moment)
+        passages = await store.search(SearchRequest("days thirty forty", vector, collection="c", k=10, as_of=moment))
         assert {p.external_id for p in passages} <= {"pets"}
     assert len(await store.history("c", "leave")) == 2
     assert [d.external_id for d in await store.list_documents("c")] == ["pets"]

@@ -12,7 +12,7 @@ from orchestrator.errors import InputError, UnknownNameError
 from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.store import PgStore
 from orchestrator.testing import HashEmbedder
-from orchestrator.types import Document
+from orchestrator.types import Document, SearchRequest
 
 TEXTS = {
     "leave": "Employees have thirty days of annual leave. Leave is asked for in the calendar.",
@@ -52,7 +52,7 @@ async def test_bm25_equals_a_recomputation_from_the_same_lexemes(
             total += idf * frequency * 2.2 / (frequency + norm)
         return total
 
-    passages = await store.search(question, (), collection="c", k=10, mode="lexical")
+    passages = await store.search(SearchRequest(question, (), collection="c", k=10, mode="lexical"))
 
     assert {p.external_id: p.scores["bm25"] for p in passages} == pytest.approx(
         {name: bm25(found) for name, found in counts.items() if bm25(found) > 0}, rel=1e-6
@@ -65,9 +65,9 @@ async def test_fused_score_is_the_convex_combination_of_both(store: PgStore, emb
     question = "annual leave days"
     vector = (await embedder.embed([question]))[0]
 
-    lexical = {p.external_id: p.score for p in await store.search(question, (), collection="c", k=10, mode="lexical")}
-    dense = await store.search(question, vector, collection="c", k=10, mode="dense")
-    fused = await store.search(question, vector, collection="c", k=10)
+    lexical = {p.external_id: p.score for p in await store.search(SearchRequest(question, (), collection="c", k=10, mode="lexical"))}
+    dense = await store.search(SearchRequest(question, vector, collection="c", k=10, mode="dense"))
+    fused = await store.search(SearchRequest(question, vector, collection="c", k=10))
 
     cosine = {p.external_id: p.scores["cosine"] for p in dense}
     best = max(cosine.values()) + 1
@@ -81,7 +81,7 @@ async def test_cosine_is_exact(store: PgStore, embedder: HashEmbedder) -> None:
     vector = (await embedder.embed(["Cats and dogs in the office"]))[0]
     stored = {name: (await embedder.embed([f"{name}\n\n{text}"]))[0] for name, text in TEXTS.items()}
 
-    passages = await store.search("x", vector, collection="c", k=10, mode="dense")
+    passages = await store.search(SearchRequest("x", vector, collection="c", k=10, mode="dense"))
 
     expected = {name: sum(a * b for a, b in zip(vector, other, strict=True)) for name, other in stored.items()}
     assert {p.external_id: p.scores["cosine"] for p in passages} == pytest.approx(expected, abs=2e-3)  # 16-bit floats
@@ -92,9 +92,9 @@ async def test_a_question_of_stop_words_is_answered_by_the_dense_side(store: PgS
     vector = (await embedder.embed([TEXTS["pets"]]))[0]
 
     for question in ("", "the of and", "  ", "?!", "\0", "\ud800"):
-        passages = await store.search(question, vector, collection="c", k=1)
+        passages = await store.search(SearchRequest(question, vector, collection="c", k=1))
         assert [p.external_id for p in passages] == ["pets"]
-    assert await store.search("the of and", vector, collection="c", k=1, mode="lexical") == []
+    assert await store.search(SearchRequest("the of and", vector, collection="c", k=1, mode="lexical")) == []
 
 
 async def test_text_span_and_version_agree_with_the_stored_original(store: PgStore, embedder: HashEmbedder) -> None:
@@ -105,7 +105,7 @@ async def test_text_span_and_version_agree_with_the_stored_original(store: PgSto
     text = "".join(f"{number} {line}" for number, line in enumerate(text.splitlines(keepends=True)))
     await fill(store, embedder, {"emoji": text, "leave": TEXTS["leave"]})
 
-    passages = await store.search("zebra", (await embedder.embed(["zebra"]))[0], collection="c", k=50)
+    passages = await store.search(SearchRequest("zebra", (await embedder.embed(["zebra"]))[0], collection="c", k=50))
 
     original = await store.get_version_text("c", "emoji")
     found = [p for p in passages if p.external_id == "emoji"]
@@ -117,7 +117,7 @@ async def test_text_span_and_version_agree_with_the_stored_original(store: PgSto
 async def test_equal_scores_come_in_one_order(store: PgStore, embedder: HashEmbedder) -> None:
     await fill(store, embedder, {f"d{number}": f"{number}" for number in range(9)} | {"e": "word word word"})
     orders = {
-        tuple(p.chunk_id for p in await store.search("the", [1.0] + [0.0] * 63, collection="c", k=9)) for _ in range(8)
+        tuple(p.chunk_id for p in await store.search(SearchRequest("the", [1.0] + [0.0] * 63, collection="c", k=9))) for _ in range(8)
     }
     assert len(orders) == 1
 
@@ -125,7 +125,7 @@ async def test_equal_scores_come_in_one_order(store: PgStore, embedder: HashEmbe
 async def test_unknown_collection_names_those_there_are(store: PgStore, embedder: HashEmbedder) -> None:
     await fill(store, embedder)
     with pytest.raises(UnknownNameError, match="Collections: c"):
-        await store.search("x", [0.0] * 64, collection="nope", k=3)
+        await store.search(SearchRequest("x", [0.0] * 64, collection="nope", k=3))
 
 
 async def test_vectors_of_another_space_are_never_compared(
@@ -133,9 +133,9 @@ async def test_vectors_of_another_space_are_never_compared(
 ) -> None:
     await fill(store, embedder)
     with pytest.raises(InputError, match=r"hash-64 \(64 numbers"):
-        await store.search("x", [1.0] * 32, collection="c", k=3)
+        await store.search(SearchRequest("x", [1.0] * 32, collection="c", k=3))
     with pytest.raises(InputError, match="cannot be compared"):
-        await PgStore(database, space="minilm@1").search("leave", [1.0] * 64, collection="c", k=3)
+        await PgStore(database, space="minilm@1").search(SearchRequest("leave", [1.0] * 64, collection="c", k=3))
     with pytest.raises(InputError, match="ingest into another collection"):
         await ingest_documents([], store=store, embedder=HashEmbedder(32), collection="c")
 
@@ -144,19 +144,19 @@ async def test_vectors_of_another_space_are_never_compared(
 async def test_k_out_of_range_is_refused(store: PgStore, embedder: HashEmbedder, k: int) -> None:
     await fill(store, embedder)
     with pytest.raises(InputError, match="k must be"):
-        await store.search("x", [1.0] * 64, collection="c", k=k)
+        await store.search(SearchRequest("x", [1.0] * 64, collection="c", k=k))
 
 
 async def test_a_vector_with_nan_is_refused(store: PgStore, embedder: HashEmbedder) -> None:
     await fill(store, embedder)
     with pytest.raises(InputError, match="not finite"):
-        await store.search("x", [math.nan] * 64, collection="c", k=3)
+        await store.search(SearchRequest("x", [math.nan] * 64, collection="c", k=3))
 
 
 async def test_question_of_100_kb_is_searched(store: PgStore, embedder: HashEmbedder) -> None:
     await fill(store, embedder)
     question = "annual leave " * 8_000 + "w" * 5_000
-    assert await store.search(question, (await embedder.embed([question]))[0], collection="c", k=1)
+    assert await store.search(SearchRequest(question, (await embedder.embed([question]))[0], collection="c", k=1))
 
 
 async def test_a_document_that_begins_later_is_not_found_before(store: PgStore, embedder: HashEmbedder) -> None:
@@ -166,7 +166,7 @@ async def test_a_document_that_begins_later_is_not_found_before(store: PgStore, 
     vector = (await embedder.embed(["bicycles"]))[0]
 
     async def found(moment: datetime) -> int:
-        return len(await store.search("bicycles", vector, collection="c", k=5, as_of=moment))
+        return len(await store.search(SearchRequest("bicycles", vector, collection="c", k=5, as_of=moment)))
 
     assert [await found(datetime(2024, 12, 31, tzinfo=UTC)), await found(begin)] == [0, 1]
 
@@ -175,6 +175,6 @@ async def test_quotes_and_sql_in_names_are_data(store: PgStore, embedder: HashEm
     name = "o'hara\"; drop table documents; -- %s {x} \\"
     document = Document(name, name, f"About {name}", name, metadata={name: [name, None, 1.5]})
     await ingest_documents([document], store=store, embedder=embedder, collection=name)
-    found = await store.search("about", (await embedder.embed(["about"]))[0], collection=name, k=1)
+    found = await store.search(SearchRequest("about", (await embedder.embed(["about"]))[0], collection=name, k=1))
     assert (found[0].external_id, found[0].title, found[0].source) == (name, name, name)
     assert (await store.list_documents(name))[0].metadata == {name: [name, None, 1.5]}

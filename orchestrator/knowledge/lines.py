@@ -1,0 +1,58 @@
+"""Cuts files that hold many documents, of any size, into these: lines of JSONL, messages of a mailbox; memory is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from orchestrator.errors import TooLargeError
+from orchestrator.knowledge.decode import decode_text
+
+BLOCK = 1 << 20
+
+
+def read_lines(stream: BinaryIO, size: int, max_bytes: int) -> Iterator[tuple[int, bytes | None, int]]:
+    """Number (from 1), bytes, and bytes read so far of each line; None for a line over the limit."""
+    head = stream.read(4)
+    stream.seek(0)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:  # UTF-16, whose lines do not end at a byte 10
+        if size > max_bytes:
+            raise TooLargeError(f"a file in UTF-16 is read up to {max_bytes:,} bytes; convert it to UTF-8")
+        text, _ = decode_text(stream.read(max_bytes))
+        yield from ((number, line.encode(), stream.tell()) for number, line in enumerate(text.split("\n"), 1))
+        return
+    number = 0
+    while line := stream.readline(max_bytes + 1):
+        number += 1
+        is_too_long = len(line) > max_bytes and not line.endswith(b"\n")
+        rest = line
+        while is_too_long and rest and not rest.endswith(b"\n"):
+            rest = stream.readline(BLOCK)
+        yield number, None if is_too_long else line, stream.tell()
+
+
+def read_messages(stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None, int]]:
+    """Line number (from 1), bytes, and bytes read so far of each message of an mbox; None for one over the limit.
+
+    A message begins at a line ``From `` after a blank line or at the top; ``>From `` in it is unquoted (mboxrd).
+    """
+    parts: list[bytes] = []
+    began = number = held = 0
+    was_blank = at_line_start = True
+    while line := stream.readline(BLOCK):
+        number += at_line_start
+        if at_line_start and was_blank and line.startswith(b"From "):
+            if began:
+                yield began, b"".join(parts) if held <= max_bytes else None, stream.tell() - len(line)
+            parts, held, began = [], 0, number
+        elif began:
+            held += len(line)
+            if held <= max_bytes:
+                quoted = at_line_start and line.lstrip(b">").startswith(b"From ") and line.startswith(b">")
+                parts.append(line[1:] if quoted else line)
+            else:
+                parts.clear()
+        was_blank = at_line_start and not line.strip()
+        at_line_start = line.endswith(b"\n")
+    if began:
+        yield began, b"".join(parts) if held <= max_bytes else None, stream.tell()

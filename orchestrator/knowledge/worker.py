@@ -1,0 +1,162 @@
+"""Reads documents in a child process that may die: limits on memory, time and reply, one retry, then given up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import BinaryIO
+
+from orchestrator.errors import LoadError
+from orchestrator.knowledge import frames, parse, sandbox
+from orchestrator.knowledge.frames import Parsed, Trouble
+
+log = logging.getLogger(__name__)
+
+WALL_S = 60.0  # for one file, its retry included
+MAX_FILES = 500  # that one child reads: what libraries leak is bounded
+BLOCK = 1 << 20
+
+
+class Worker:
+    """A child that reads files, started when it is first needed and replaced when it died or is worn."""
+
+    def __init__(self, wall_s: float = WALL_S) -> None:
+        self._wall_s = wall_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._served = 0
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def parse(self, kind: str, stream: BinaryIO, size: int, hint: str = "") -> list[Parsed | Trouble]:
+        """What is in a file of ``size`` bytes; a Trouble that is poisoned when it broke its reader twice.
+
+        A reader that dies of something else than time is given a second chance in a new child: what broke it may have
+        been left there by the file before.
+        """
+        deadline = time.monotonic() + self._wall_s
+        begin = stream.tell()
+        for attempt in (1, 2):
+            was_used = self._served > 0
+            found, is_final = self._attempt(kind, stream, size, hint, deadline)
+            broken = [one for one in found if isinstance(one, Trouble) and one.poisoned]
+            if not broken:
+                return found
+            self.close()
+            log.warning("reading a %s of %d bytes failed (attempt %d): %s", kind, size, attempt, broken[0].reason)
+            if (is_final and not was_used) or time.monotonic() > deadline:
+                break
+            stream.seek(begin)
+        return [broken[0]]
+
+    def close(self) -> None:
+        """Ends the child."""
+        child, self._child, self._served = self._child, None, 0
+        if child is None:
+            return
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):  # what could not be written to it
+                pipe.close()  # type: ignore[union-attr]
+        child.wait()
+
+    def _attempt(
+        self, kind: str, stream: BinaryIO, size: int, hint: str, deadline: float
+    ) -> tuple[list[Parsed | Trouble], bool]:
+        """One reply, and whether a second attempt would be the same; a poisoned Trouble when there was no reply."""
+        child = self._ready_child()
+        self._served += 1
+        late = threading.Event()
+        watch = threading.Timer(max(deadline - time.monotonic(), 0.1), lambda: (late.set(), child.kill()))
+        watch.daemon = True
+        watch.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it died: how, says more
+                _send(child, json.dumps({"kind": kind, "size": size, "hint": hint[:1_000]}), stream, size)
+            return frames.receive(_reply(child)), False
+        except EOFError:
+            status = child.wait()
+        except LoadError as error:
+            return [Trouble(error.message, poisoned=True)], True
+        finally:
+            watch.cancel()
+        reason, is_final = _how_it_ended(status, self._wall_s if late.is_set() else None)
+        return [Trouble(reason, poisoned=True)], is_final
+
+    def _ready_child(self) -> subprocess.Popen[bytes]:
+        """A child that waits for a file. Raises LoadError when none can be started, which is no file's fault."""
+        if self._child is not None and (self._child.poll() is not None or self._served >= MAX_FILES):
+            self.close()
+        if self._child is None:
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-B", parse.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=os.sep,
+                env=bare_environment(),
+            )
+            try:
+                frames.receive(_reply(self._child))
+            except EOFError:
+                status = self._child.wait()
+                self.close()
+                raise LoadError(
+                    f"the process that reads documents does not start (exit {status}); see what it says: "
+                    f"{sys.executable} -P {parse.__file__}"
+                ) from None
+        return self._child
+
+
+def bare_environment() -> dict[str, str]:
+    """Enough for Python to start; no database URL, no keys."""
+    kept = ("PATH", "PYTHONHOME", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    found = {name: os.environ[name] for name in kept if name in os.environ}
+    if os.environ.get("PYTHONPATH"):
+        folders = os.environ["PYTHONPATH"].split(os.pathsep)
+        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in folders if folder)
+    return found
+
+
+def _send(child: subprocess.Popen[bytes], request: str, stream: BinaryIO, size: int) -> None:
+    pipe = child.stdin
+    assert pipe is not None
+    pipe.write(request.encode("ascii") + b"\n")
+    left = size
+    while left > 0 and (block := stream.read(min(BLOCK, left))):
+        pipe.write(block)
+        left -= len(block)
+    while left > 0:  # the file was cut while it was read: the child waits for what was promised
+        pipe.write(bytes(min(BLOCK, left)))
+        left -= BLOCK
+    pipe.flush()
+
+
+def _reply(child: subprocess.Popen[bytes]) -> BinaryIO:
+    assert child.stdout is not None
+    return child.stdout  # type: ignore[return-value]
+
+
+def _how_it_ended(status: int, wall_s: float | None) -> tuple[str, bool]:
+    """Why a child that gave no reply is gone, and whether it would go the same way again."""
+    if wall_s is not None:
+        return f"reading the file took more than {wall_s:.0f} s; it was given up", True
+    if status == -getattr(signal, "SIGXCPU", 0):
+        return f"reading the file took more than {sandbox.CPU_S} s of processor time; it was given up", True
+    name = f"exit {status}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-status).name if status < 0 else name
+    return f"the file broke its reader ({name})", False
