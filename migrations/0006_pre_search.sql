@@ -51,10 +51,15 @@ $$;
 
 create index versions_document on versions (document_id, valid_from);
 
+-- `offset 0`: a look-up for each row. The planner does not know how few they are and would read the whole table.
+create function is_live(chunk bigint, at timestamptz) returns table (is_live boolean) language sql stable as $$
+    select h.live @> at from chunks h where h.id = chunk offset 0
+$$;
+
 create function search_chunks(
     collection_row collections, question text, exact_terms text[], phrases text[], question_vector halfvec,
     k integer, depth integer, at timestamptz, known timestamptz, filter jsonpath, mode text, default_weight double precision
-) returns setof found_chunk language plpgsql stable as $$
+) returns setof found_chunk language plpgsql stable rows 10 as $$
 #variable_conflict use_column
 declare
     c alias for collection_row;
@@ -71,7 +76,7 @@ declare
     allowed bigint[];
     pool found_chunk[];
     is_short boolean;
-    width integer := 2 * depth;
+    width integer := depth + depth / 2;
 begin
     select array_agg(t.id order by t.document_count, t.id), array_agg(q.idf * (c.bm25_k1 + 1) order by t.document_count, t.id),
            array_agg(t.document_count order by t.document_count, t.id),
@@ -112,10 +117,9 @@ begin
                 with matched as materialized (
                     select m.chunk_id, m.bm25, m.covered from match_terms(ids, weights, base, slope) m
                 ), lexical as materialized (
-                    select m.chunk_id, h.live @> at as is_live, m.place
-                    from (select chunk_id, row_number() over (order by bm25 desc, chunk_id) as place
-                          from matched order by bm25 desc, chunk_id limit width) m
-                    join chunks h on h.id = m.chunk_id
+                    select m.chunk_id, m.bm25, h.is_live
+                    from (select chunk_id, bm25 from matched order by bm25 desc, chunk_id limit width) m
+                    cross join lateral is_live(m.chunk_id, at) h
                 ), near as materialized (
                     select e.chunk_id, -(e.embedding <#> question_vector) as cosine
                     from vectors_shared e
@@ -123,10 +127,9 @@ begin
                     order by e.embedding <#> question_vector, e.chunk_id
                     limit width
                 ), dense as materialized (
-                    select n.chunk_id, n.cosine, h.live @> at as is_live
-                    from near n join chunks h on h.id = n.chunk_id
+                    select n.chunk_id, n.cosine, h.is_live from near n cross join lateral is_live(n.chunk_id, at) h
                 ), candidates as (
-                    (select chunk_id from lexical where is_live order by place limit depth)
+                    (select chunk_id from lexical where is_live order by bm25 desc, chunk_id limit depth)
                     union
                     (select chunk_id from dense where is_live order by cosine desc, chunk_id limit depth)
                 )
@@ -157,7 +160,8 @@ begin
     with candidates as (
         select p.chunk_id, p.bm25, p.covered / mass as covered, p.cosine,
                coalesce(p.bm25 / nullif(max(p.bm25) over (), 0), 0) as bm25_norm,
-               coalesce((p.cosine + 1) / nullif(max(p.cosine + 1) over (), 0), 0) as cosine_norm,
+               -- From 0, not from the cosine's minimum of -1: that would make any two texts look alike.
+               coalesce(greatest(p.cosine, 0) / nullif(max(greatest(p.cosine, 0)) over (), 0), 0) as cosine_norm,
                case when cardinality(exact_terms) + cardinality(phrases) = 0 then 0
                     else exact_share(p.chunk_id, exact_ids, cardinality(exact_terms), phrases) end as exact
         from unnest(pool) p
@@ -241,7 +245,7 @@ begin
         ), best as materialized (
             select m.chunk_id, m.bm25, m.covered from matched m order by m.bm25 desc, m.chunk_id limit width
         ), live as (
-            select b.* from best b join chunks h on h.id = b.chunk_id where h.live @> at
+            select b.* from best b cross join lateral is_live(b.chunk_id, at) h where h.is_live
         )
         select array_agg(l.chunk_id order by l.bm25 desc, l.chunk_id), array_agg(l.bm25 order by l.bm25 desc, l.chunk_id),
                array_agg(l.covered order by l.bm25 desc, l.chunk_id), (select count(*) from best),
@@ -278,7 +282,8 @@ begin
     with dense as materialized (
         select n.chunk_id, n.cosine
         from unnest(dense_ids, cosines) n (chunk_id, cosine)
-        join chunks h on h.id = n.chunk_id and h.live @> at
+        cross join lateral is_live(n.chunk_id, at) h
+        where h.is_live
         order by n.cosine desc, n.chunk_id
         limit depth
     ), lexical as materialized (
@@ -314,7 +319,7 @@ create function search_passages(
     valid_from timestamptz, valid_to timestamptz, metadata jsonb, bm25 double precision, covered double precision,
     cosine double precision, bm25_norm double precision, cosine_norm double precision, exact double precision,
     score double precision, tokens bytea
-) language plpgsql stable as $$
+) language plpgsql stable rows 10 set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     tenant integer := use_tenant(wanted_tenant);

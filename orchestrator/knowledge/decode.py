@@ -35,13 +35,16 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, tuple[st
 
 
 def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
-    """The text as PostgreSQL can hold it (``\\n`` line ends, no NUL, no lone surrogates), and notes on the changes."""
+    """The text as PostgreSQL can hold it (``\\n`` line ends; no NUL, inner BOM or lone surrogate), and notes on the changes."""
     notes = []
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
         notes.append(f"{text.count(chr(0))} NUL characters removed")
         text = text.replace("\0", "")
+    if "\ufeff" in text:
+        notes.append(f"{text.count(chr(0xFEFF))} byte order marks inside the text removed")
+        text = text.replace("\ufeff", "")
     text, surrogates = _SURROGATE.subn("\ufffd", text)
     if surrogates:
         notes.append(f"{surrogates} lone surrogates replaced")

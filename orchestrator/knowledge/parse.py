@@ -142,7 +142,7 @@ def main() -> int:
     while line := requests.readline(10_000):
         request = json.loads(line)
         data = requests.read(request["size"])
-        sandbox.allow_cpu()
+        sandbox.allow_cpu(request["cpu_s"])
         take_attempts()
         is_sound = answer(request["kind"], data, request["hint"], replies)
         attempts = take_attempts()

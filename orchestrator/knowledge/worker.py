@@ -28,8 +28,9 @@ BLOCK = 1 << 20
 class Worker:
     """A child that reads files, started when it is first needed and replaced when it died or is worn."""
 
-    def __init__(self, wall_s: float = WALL_S) -> None:
+    def __init__(self, wall_s: float = WALL_S, cpu_s: int = sandbox.CPU_S) -> None:
         self._wall_s = wall_s
+        self._cpu_s = cpu_s
         self._child: subprocess.Popen[bytes] | None = None
         self._served = 0
 
@@ -80,12 +81,18 @@ class Worker:
         child = self._ready_child()
         self._served += 1
         late = threading.Event()
-        watch = threading.Timer(max(deadline - time.monotonic(), 0.1), lambda: (late.set(), child.kill()))
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        watch = threading.Timer(max(deadline - time.monotonic(), 0.1), end)
         watch.daemon = True
         watch.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # it died: how, says more
-                _send(child, json.dumps({"kind": kind, "size": size, "hint": hint[:1_000]}), stream, size)
+                request = {"kind": kind, "size": size, "hint": hint[:1_000], "cpu_s": self._cpu_s}
+                _send(child, json.dumps(request), stream, size)
             return frames.receive(_reply(child)), False
         except EOFError:
             status = child.wait()
@@ -93,8 +100,11 @@ class Worker:
             return [Trouble(error.message, poisoned=True)], True
         finally:
             watch.cancel()
-        reason, is_final = _how_it_ended(status, self._wall_s if late.is_set() else None)
-        return [Trouble(reason, poisoned=True)], is_final
+        if late.is_set():
+            return [Trouble(f"reading the file took more than {self._wall_s:.0f} s", poisoned=True)], True
+        if status == -getattr(signal, "SIGXCPU", 0):
+            return [Trouble(f"reading the file took more than {self._cpu_s} s of processor time", poisoned=True)], True
+        return [Trouble(f"the file broke its reader ({_name_of(status)})", poisoned=True)], False
 
     def _ready_child(self) -> subprocess.Popen[bytes]:
         """A child that waits for a file. Raises LoadError when none can be started, which is no file's fault."""
@@ -150,13 +160,7 @@ def _reply(child: subprocess.Popen[bytes]) -> BinaryIO:
     return child.stdout  # type: ignore[return-value]
 
 
-def _how_it_ended(status: int, wall_s: float | None) -> tuple[str, bool]:
-    """Why a child that gave no reply is gone, and whether it would go the same way again."""
-    if wall_s is not None:
-        return f"reading the file took more than {wall_s:.0f} s; it was given up", True
-    if status == -getattr(signal, "SIGXCPU", 0):
-        return f"reading the file took more than {sandbox.CPU_S} s of processor time; it was given up", True
-    name = f"exit {status}"
+def _name_of(status: int) -> str:
     with contextlib.suppress(ValueError):
-        name = signal.Signals(-status).name if status < 0 else name
-    return f"the file broke its reader ({name})", False
+        return signal.Signals(-status).name if status < 0 else f"exit {status}"
+    return f"exit {status}"

@@ -70,8 +70,8 @@ async def test_fused_score_is_the_convex_combination_of_both(store: PgStore, emb
     fused = await store.search(SearchRequest(question, vector, collection="c", k=10))
 
     cosine = {p.external_id: p.scores["cosine"] for p in dense}
-    best = max(cosine.values()) + 1
-    expected = {name: 0.2 * lexical.get(name, 0) + 0.8 * (cosine[name] + 1) / best for name in cosine}
+    best = max(cosine.values())
+    expected = {name: 0.3 * lexical.get(name, 0) + 0.7 * max(cosine[name], 0) / best for name in cosine}
     assert {p.external_id: p.score for p in fused} == pytest.approx(expected, rel=1e-6)
     assert [p.external_id for p in fused] == sorted(expected, key=lambda name: -expected[name])
 
