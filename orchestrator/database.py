@@ -25,7 +25,17 @@ Connection = psycopg.AsyncConnection[Row]
 
 __all__ = ["Connection", "Database", "Json", "Row", "copy_rows", "statement"]
 
-SQL_FILES = ("queries.sql", "ledger.sql", "knowledge/queries.sql", "behaviour/queries.sql")
+SQL_FILES = (
+    "queries.sql",
+    "tenants.sql",
+    "ledger.sql",
+    "knowledge/queries.sql",
+    "knowledge/time.sql",
+    "knowledge/jobs.sql",
+    "knowledge/spaces.sql",
+    "knowledge/partitions.sql",
+    "behaviour/queries.sql",
+)
 
 _NEXT_STEP = (
     "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` looks for the cause."

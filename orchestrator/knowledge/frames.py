@@ -84,6 +84,8 @@ def receive(stream: BinaryIO) -> list[Parsed | Trouble]:
     left = MAX_TEXT
     while len(found) <= MAX_DOCUMENTS:
         line = stream.readline(MAX_HEADER)
+        if len(line) >= MAX_HEADER:
+            raise LoadError("the file's reader sent something that is no reply")
         if not line.endswith(b"\n"):
             raise EOFError
         header = _header(line)

@@ -119,10 +119,11 @@ def answer(kind: str, data: bytes, hint: str, replies: BinaryIO) -> bool:
         frames.send(
             replies, Trouble(f"its reader is not installed ({error.name}): pip install 'hybrid-orchestrator[docs]'")
         )
-    except (MemoryError, RecursionError) as error:
+    except RecursionError:
+        frames.send(replies, Trouble("the file is nested deeper than its reader can follow"))
+    except MemoryError:
         limit = f"{sandbox.MEMORY_BYTES >> 20} MB"
-        reason = f"reading it needs more memory than the limit of {limit} ({type(error).__name__})"
-        frames.send(replies, Trouble(reason, poisoned=True))
+        frames.send(replies, Trouble(f"reading it needs more memory than the limit of {limit}", poisoned=True))
         is_sound = False
     except Exception as error:  # a library's own bug, met by a damaged file
         frames.send(replies, Trouble(f"the file is damaged ({type(error).__name__}: {str(error)[:500]})"))

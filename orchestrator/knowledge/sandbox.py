@@ -66,29 +66,31 @@ def _limit_resources() -> None:
             continue
 
 
-def _ask_the_kernel() -> None:
-    """No network at all and no change to any file, where Linux lets a process give these up. Otherwise nothing."""
+def _ask_the_kernel() -> tuple[bool, bool]:
+    """Whether Linux took away the network, and the right to change files and start programs; what it refuses stays."""
     if not sys.platform.startswith("linux"):
-        return
+        return False, False
     import ctypes
 
     try:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(0x40000000) != 0:  # CLONE_NEWNET: an empty network; needs root ...
-            libc.unshare(0x40000000 | 0x10000000)  # ... or CLONE_NEWUSER with it
+        # CLONE_NEWNET, an empty network, needs root, or CLONE_NEWUSER with it.
+        is_alone = libc.unshare(0x40000000) == 0 or libc.unshare(0x40000000 | 0x10000000) == 0
         version = libc.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))  # landlock_create_ruleset
         if version < 1:
-            return
+            return is_alone, False
         files = _LANDLOCK & (0x1FFF if version < 2 else 0x3FFF if version < 3 else 0x7FFF)
         handled = (ctypes.c_uint64 * 2)(files, 3 if version >= 4 else 0)  # 3: TCP bind and connect
         size = ctypes.c_size_t(16 if version >= 4 else 8)
         ruleset = libc.syscall(444, handled, size, ctypes.c_uint32(0))
-        if ruleset >= 0:
-            libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-            libc.syscall(446, ctypes.c_int(ruleset), ctypes.c_uint32(0))  # landlock_restrict_self
-            os.close(ruleset)
+        if ruleset < 0:
+            return is_alone, False
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        is_bound = libc.syscall(446, ctypes.c_int(ruleset), ctypes.c_uint32(0)) == 0  # landlock_restrict_self
+        os.close(ruleset)
+        return is_alone, is_bound
     except (OSError, AttributeError):
-        return
+        return False, False
 
 
 def _refuse_by_audit() -> Callable[[], list[str]]:

@@ -11,6 +11,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def page_of(content: bytes, *more: bytes, font: bytes = b"") -> bytes:
     )
 
 
+def circular() -> bytes:
+    """A table of places whose predecessor is itself."""
+    objects = b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"
+    own = pdf(*objects, trailer=b"/Prev 0000000000").rpartition(b"startxref\n")[2].partition(b"\n")[0]
+    return pdf(*objects, trailer=b"/Prev %010d" % int(own))
+
+
 def many_pages(count: int) -> bytes:
     kids = b" ".join(b"%d 0 R" % (n + 5) for n in range(count))
     return pdf(
@@ -121,15 +129,15 @@ def nested_mail(depth: int) -> bytes:
     return head + b"".join(parts) + b"Content-Type: text/plain\n\ndeep\n"
 
 
+@cache
 def poison() -> dict[str, bytes]:
     """Name to bytes. None of these may become a document, take the process along, or take long."""
-    bomb = b"\0" * 300_000_000
+    bomb = b"\0" * 100_000_000
     office = {"docx": "word/document.xml", "xlsx": "xl/workbook.xml", "pptx": "ppt/presentation.xml", "epub": "c.opf"}
     files = {
         "flate.pdf": page_of(flated(b" " * 100_000_000)),
         "flate-twice.pdf": page_of(flated(bomb, 2)),
-        "flate-text.pdf": page_of(flated(b"BT /F1 1 Tf " + b"(AAAAAAAAAAAAAAAAAAAAAAAA) Tj " * 500_000 + b"ET")),
-        "circular.pdf": page_of(b"", b"").replace(b"/Root 1 0 R", b"/Root 1 0 R /Prev 9"),
+        "circular.pdf": circular(),
         "self-kids.pdf": pdf(b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [2 0 R 2 0 R] /Count 9 >>"),
         "nested-array.pdf": page_of(b"[" * 200_000),
         "unicode.pdf": page_of(
@@ -200,6 +208,16 @@ def test_poison_does_not_grow_the_parent(poisoned: Path) -> None:
 
     assert sorted(report["documents"]) == ["aaa.md", "zzz.html"]
     assert report["grown_mb"] < 50
+
+
+def test_a_file_that_takes_too_long_is_given_up() -> None:
+    data = page_of(flated(b"BT /F1 1 Tf " + b"(AAAAAAAAAAAAAAAAAAAAAAAA) Tj " * 500_000 + b"ET"))
+    with Worker(cpu_s=2) as worker:
+        (found,) = worker.parse("pdf", io.BytesIO(data), len(data))
+
+    assert isinstance(found, Trouble)
+    assert found.poisoned
+    assert "2 s of processor time" in found.reason
 
 
 def test_ten_thousand_pages_end_within_the_limits() -> None:
@@ -325,10 +343,8 @@ KERNEL = """
 import os, sys
 sys.path.append({root!r})
 from orchestrator.knowledge import sandbox
-refuse = sandbox._refuse_by_audit
-sandbox._refuse_by_audit = lambda: (lambda: [])  # only the kernel's wall stands, as for native code
 import socket
-sandbox.confine()
+walls = sandbox._ask_the_kernel()  # no audit hook: native code does not meet it
 def tries(what):
     try:
         what()
@@ -342,21 +358,21 @@ done = {{
     "send": tries(lambda: socket.socket(2, 2).sendto(b"x", ("127.0.0.1", {port}))),
     "run": tries(lambda: os.execv("/bin/true", ["true"])),
 }}
-print([name for name, succeeded in done.items() if succeeded])
+print(walls, [name for name, succeeded in done.items() if succeeded])
 """
 
 
 def test_the_kernel_holds_native_code_too(tmp_path: Path) -> None:
     """What Linux grants: on a kernel without Landlock or namespaces this wall is lower, and the test does not apply."""
-    if not sandbox.kernel_confines():
-        pytest.skip("this kernel has no Landlock, or refuses network namespaces")
     place, victim = tmp_path / "placed", tmp_path / "victim"
     victim.write_text("here")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = KERNEL.format(root=ROOT, place=str(place), victim=str(victim), port=listener.getsockname()[1])
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout == "[]\n"
+    if not done.stdout.startswith("(True, True)"):
+        pytest.skip("this kernel has no Landlock, or refuses network namespaces")
+    assert done.stdout == "(True, True) []\n"
     assert victim.exists()
     assert not place.exists()
 
@@ -377,9 +393,9 @@ BREAKDOWNS = {
     "exit": ("import os; os._exit(3)", "exit 3"),
     "spin": ("while True: pass", "processor time"),
     "memory": ("result = 'x' * (1 << 30)", "memory"),
-    "recursion": ("def f(): f()\nf()", "memory"),
+    "recursion": ("def f(): f()\nf()", "nested"),
     "print": ("print('x' * 100_000_000); result = ''; raise OSError('no')", "damaged"),
-    "flood": ("import os\nwhile True: os.write(3, b'x' * 100_000)", "no reply|broke its reader|processor time"),
+    "flood": ("import os\nwhile True: os.write(3, b'x' * 100_000)", "no reply"),
 }
 
 
@@ -403,14 +419,8 @@ def test_a_parser_that_sleeps_is_given_up_by_the_clock(play: Play, tmp_path: Pat
 
 
 def test_what_broke_in_a_used_child_gets_a_second_chance_in_a_new_one(play: Play, tmp_path: Path) -> None:
-    code = "import os, sys\nsys.seen = getattr(sys, 'seen', 0) + 1\nresult = 'fine'"
-    (tmp_path / "packages" / "pypdf.py").write_text(says(code) + "\n    if True: pass\n")
-    (tmp_path / "packages" / "pypdf.py").write_text(
-        says(code).replace("return str(result)", "\n        if sys.count > 1: os.abort()\n        return 'fine'").replace(
-            "def __init__(self, stream): pass",
-            "def __init__(self, stream): sys.count = getattr(sys, 'count', 0) + 1",
-        )
-    )
+    code = "import os\nclass Once:\n    left = ['fine']\n    def __str__(self): return self.left.pop() if self.left else os.abort()"
+    (tmp_path / "packages" / "pypdf.py").write_text(says(f"{code}\nresult = Once()"))
     with Worker() as worker:
         first, second = (worker.parse("pdf", io.BytesIO(b"%PDF-"), 5) for _ in range(2))
 

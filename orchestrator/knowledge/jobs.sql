@@ -1,0 +1,1 @@
+-- Statements of knowledge/jobs.py.

@@ -1,0 +1,1 @@
+-- Statements for documents in time: versions that end, are restored or withdrawn, erasure, verification.

@@ -1,0 +1,1 @@
+-- Statements about tenants and their keys.
