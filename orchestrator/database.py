@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import psycopg_pool
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb as Json
 
@@ -31,6 +32,7 @@ SQL_FILES = (
     "ledger.sql",
     "knowledge/queries.sql",
     "knowledge/time.sql",
+    "knowledge/maintain.sql",
     "knowledge/jobs.sql",
     "knowledge/spaces.sql",
     "knowledge/partitions.sql",
@@ -120,6 +122,13 @@ class Database:
             if self.tenant is not None:
                 await connection.execute(statement("use-tenant"), {"tenant": self.tenant})
             yield connection
+
+    async def vacuum_full(self, tables: Iterable[str]) -> None:
+        """Rewrites tables with the rights of the login; VACUUM runs outside of a transaction."""
+        with _mapped(self._url):
+            async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
+                for table in tables:
+                    await connection.execute(sql.SQL("vacuum (full) {}").format(sql.Identifier(table)))
 
     async def renew(self) -> None:
         """Replaces the connections: those that were made before the first migration do not have the role yet."""

@@ -102,18 +102,24 @@ async def add_postings(
         values: dict[str, Any] = {"collection_id": collection_id, "language": language}
         await connection.execute(statement("use-language"), values)
     for first in range(0, len(chunk_ids), BATCH):
-        ids, part = chunk_ids[first : first + BATCH], texts[first : first + BATCH]
-        exact = [(chunk, *pair) for chunk, text in zip(ids, part, strict=True) for pair in _exact_counts(text).items()]
-        values = {
-            "collection_id": collection_id,
-            "language": language,
-            "chunk_ids": list(ids),
-            "texts": [segment(text) for text in part],
-            "exact_ids": [row[0] for row in exact],
-            "exact_terms": [row[1] for row in exact],
-            "exact_counts": [min(row[2], 255) for row in exact],
-        }
+        values = posting_values(collection_id, language, chunk_ids[first : first + BATCH], texts[first : first + BATCH])
         await connection.execute(statement("add-postings"), values)
+
+
+def posting_values(
+    collection_id: int, language: str, chunk_ids: Sequence[int], texts: Sequence[str]
+) -> dict[str, Any]:
+    """What the statements that make lexemes of chunks are given."""
+    exact = [(chunk, *pair) for chunk, text in zip(chunk_ids, texts, strict=True) for pair in _exact_counts(text).items()]
+    return {
+        "collection_id": collection_id,
+        "language": language,
+        "chunk_ids": list(chunk_ids),
+        "texts": [segment(text) for text in texts],
+        "exact_ids": [row[0] for row in exact],
+        "exact_terms": [row[1] for row in exact],
+        "exact_counts": [min(row[2], 255) for row in exact],
+    }
 
 
 async def count_chunks(connection: Connection, collection_id: int, chunk_ids: Sequence[int], sign: int) -> None:
