@@ -4,30 +4,29 @@
 create table tenants (
     id         integer generated always as identity primary key,
     name       text not null unique check (name <> ''),
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    removed_at timestamptz                                     -- its ledger stays, so its name is never given again
 );
 insert into tenants (name)
-select tenant from collections union select tenant from answers union select 'default' order by 1;
-
-do $$
-begin
-    if not exists (select from pg_roles where rolname = 'orchestrator_app') then
-        create role orchestrator_app nologin;
-    end if;
-exception
-    when duplicate_object or unique_violation then null;  -- another database of this cluster was faster
-    when insufficient_privilege then
-        raise notice 'the role orchestrator_app could not be made: the policies then hold for % itself', current_user;
-end $$;
+select tenant from collections union select tenant from answers union select tenant from adapters union select 'default'
+order by 1;
 
 -- Which tenant the transaction works for. Both settings end with the transaction, so a pooled connection keeps neither.
-create function use_tenant(tenant text) returns integer language plpgsql stable as $$
+-- Fails for a name that is no tenant's, and where no policy would hold: a superuser passes all of them.
+create function use_tenant(tenant text, as_owner boolean default false) returns integer language plpgsql stable as $$
 declare
     found integer;
 begin
+    if not as_owner and not row_security_active('collections') then
+        raise exception 'row level security does not hold for the login %', session_user
+            using errcode = 'insufficient_privilege', table = 'tenants';
+    end if;
     perform set_config('orchestrator.tenant', tenant, true);
-    select t.id into found from tenants t where t.name = tenant;
-    perform set_config('orchestrator.tenant_id', coalesce(found::text, ''), true);
+    select t.id into found from tenants t where t.name = tenant and t.removed_at is null;
+    if found is null then
+        raise exception 'there is no tenant %', tenant using errcode = 'no_data_found', table = 'tenants';
+    end if;
+    perform set_config('orchestrator.tenant_id', found::text, true);
     return found;
 end $$;
 
@@ -40,6 +39,10 @@ alter table collections drop constraint collections_tenant_name_key, drop column
 
 alter table documents add column tenant_id integer;
 update documents d set tenant_id = c.tenant_id from collections c where c.id = d.collection_id;
+-- A document is of its collection's tenant, also where a statement names another's collection.
+alter table collections add unique (id, tenant_id);
+alter table documents drop constraint documents_collection_id_fkey,
+    add foreign key (collection_id, tenant_id) references collections (id, tenant_id) on delete cascade;
 alter table versions add column tenant_id integer;
 update versions v set tenant_id = d.tenant_id from documents d where d.id = v.document_id;
 alter table chunks add column tenant_id integer;
@@ -74,23 +77,42 @@ begin
     end loop;
     foreach name in array array['answers', 'ledger_heads', 'adapters'] loop
         execute format('create policy tenant_only on %I
-                        using (tenant = (select current_setting(''orchestrator.tenant'', true)))
-                        with check (tenant = (select current_setting(''orchestrator.tenant'', true)))', name);
+                        using (tenant = (select nullif(current_setting(''orchestrator.tenant'', true), '''')))
+                        with check (tenant = (select nullif(current_setting(''orchestrator.tenant'', true), '''')))', name);
         execute format('alter table %I enable row level security, force row level security', name);
     end loop;
 end $$;
-create policy tenant_only on tenants using (name = (select current_setting('orchestrator.tenant', true)))
-    with check (name = (select current_setting('orchestrator.tenant', true)));
+create policy tenant_only on tenants using (name = (select nullif(current_setting('orchestrator.tenant', true), '')))
+    with check (name = (select nullif(current_setting('orchestrator.tenant', true), '')));
+create policy kept_by_owner on tenants to current_user using (true) with check (true);
 alter table tenants enable row level security, force row level security;
 
-do $$
+-- The application's role and its rights. Called again by `orchestrator migrate`: a dump that is restored into another
+-- cluster comes without roles.
+create function grant_to_application() returns boolean language plpgsql as $$
 begin
-    if exists (select from pg_roles where rolname = 'orchestrator_app') then
-        grant usage on schema public to orchestrator_app;
-        grant select, insert, update, delete on all tables in schema public to orchestrator_app;
-        revoke insert, update, delete on schema_migrations, tenants from orchestrator_app;
-        grant usage on all sequences in schema public to orchestrator_app;
-        alter default privileges in schema public grant select, insert, update, delete on tables to orchestrator_app;
-        alter default privileges in schema public grant usage on sequences to orchestrator_app;
-    end if;
+    begin
+        if not exists (select from pg_roles where rolname = 'orchestrator_app') then
+            create role orchestrator_app nologin;
+        end if;
+        if not pg_has_role(current_user, 'orchestrator_app', 'SET') then
+            execute format('grant orchestrator_app to %I', current_user);
+        end if;
+    exception
+        when duplicate_object or unique_violation then null;  -- another database of this cluster was faster
+        when insufficient_privilege then
+            raise notice 'the login % cannot have the role orchestrator_app: the policies then hold for itself', current_user;
+            if not exists (select from pg_roles where rolname = 'orchestrator_app') then
+                return false;
+            end if;
+    end;
+    grant usage on schema public to orchestrator_app;
+    grant select, insert, update, delete on all tables in schema public to orchestrator_app;
+    revoke insert, update, delete on schema_migrations, tenants from orchestrator_app;
+    revoke update, delete on answers from orchestrator_app;
+    grant usage, select on all sequences in schema public to orchestrator_app;
+    alter default privileges in schema public grant select, insert, update, delete on tables to orchestrator_app;
+    alter default privileges in schema public grant usage, select on sequences to orchestrator_app;
+    return true;
 end $$;
+select grant_to_application();

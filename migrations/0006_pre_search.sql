@@ -27,6 +27,24 @@ returns table (version_id bigint, document_id uuid) language sql stable as $$
     where not is_end
 $$;
 
+-- The version of a document that was valid at `at`: as it counts now, or as it was known at `known`, with its end as known then.
+create function version_at(document uuid, at timestamptz, known timestamptz)
+returns table (id bigint, number integer, title text, source text, valid_from timestamptz, valid_to timestamptz, is_end boolean)
+language sql stable rows 1 as $$
+    select w.id, w.number, w.title, w.source, w.valid_from,
+           case when known is null then w.valid_to
+                else coalesce((select min(n.valid_from) from versions n
+                               where n.document_id = document and n.valid_from > w.valid_from
+                                 and n.recorded_at <= known and known < coalesce(n.superseded_at, 'infinity')), 'infinity') end,
+           w.is_end
+    from versions w
+    where w.document_id = document and w.valid_from <= at
+      and case when known is null then w.superseded_at is null
+               else w.recorded_at <= known and known < coalesce(w.superseded_at, 'infinity') end
+    order by w.valid_from desc
+    limit 1
+$$;
+
 -- BM25 in Lucene's variant (Robertson & Zaragoza 2009, idf with + 1 so that it stays positive) of every chunk that holds
 -- one of these terms. `base` = k1 (1 - b), `slope` = k1 b / average length, idf comes multiplied by k1 + 1.
 create function match_terms(terms bigint[], weights double precision[], base double precision, slope double precision)
@@ -50,15 +68,19 @@ returns table (chunk_id bigint, bm25 double precision, covered double precision)
 $$;
 
 create index versions_document on versions (document_id, valid_from);
+-- Ids are random: the first few hundred of a collection are a sample of it.
+create index documents_sample on documents (collection_id, id);
 
--- `offset 0`: a look-up for each row. The planner does not know how few they are and would read the whole table.
-create function is_live(chunk bigint, at timestamptz) returns table (is_live boolean) language sql stable as $$
-    select h.live @> at from chunks h where h.id = chunk offset 0
+-- Whether a chunk is to be found: live then, of a document that the filter lets through. `offset 0`: a look-up for each row.
+-- The planner does not know how few they are and would read the whole table.
+create function is_wanted(chunk bigint, at timestamptz, filter jsonpath) returns table (is_wanted boolean) language sql stable as $$
+    select h.live @> at and (filter is null or (select d.metadata @@ filter from documents d where d.id = h.document_id))
+    from chunks h where h.id = chunk offset 0
 $$;
 
 create function search_chunks(
     collection_row collections, question text, exact_terms text[], phrases text[], question_vector halfvec,
-    k integer, depth integer, at timestamptz, known timestamptz, filter jsonpath, mode text, default_weight double precision
+    k integer, depth integer, at timestamptz, known timestamptz, filter jsonpath, mode text, wanted_weight double precision
 ) returns setof found_chunk language plpgsql stable rows 10 as $$
 #variable_conflict use_column
 declare
@@ -72,88 +94,45 @@ declare
     base double precision := c.bm25_k1::float8 * (1 - c.bm25_b::float8);
     slope double precision := c.bm25_k1::float8 * c.bm25_b::float8 * c.chunk_count / greatest(c.term_count, 1);
     weight double precision := case mode when 'lexical' then 0 when 'dense' then 1
-                                    else coalesce(c.dense_weight::float8, default_weight) end;
+                                    else coalesce(wanted_weight, c.dense_weight::float8, 0.7) end;  -- 0.7: fuse.FAMILIAR
     allowed bigint[];
     pool found_chunk[];
-    is_short boolean;
-    width integer := depth + depth / 2;
 begin
-    select array_agg(t.id order by t.document_count, t.id), array_agg(q.idf * (c.bm25_k1 + 1) order by t.document_count, t.id),
-           array_agg(t.document_count order by t.document_count, t.id),
-           array_agg(q.idf * (c.bm25_k1 + 1) * t.max_frequency / (t.max_frequency + base + slope * t.max_frequency)
-                     order by t.document_count, t.id),
-           array_agg(t.id) filter (where q.lexeme = any (exact_terms)),
-           (c.bm25_k1 + 1) * sum(q.idf_or_rarest)
+    -- At most 64 terms, the rarest: more of them only happen in a pasted page, and each costs a look-up per candidate.
+    select array_agg(t.id) filter (where t.id is not null), array_agg(t.idf * (c.bm25_k1 + 1)) filter (where t.id is not null),
+           array_agg(t.document_count) filter (where t.id is not null),
+           array_agg(t.idf * (c.bm25_k1 + 1) * t.max_frequency / (t.max_frequency + base + slope * t.max_frequency))
+               filter (where t.id is not null),
+           array_agg(t.id) filter (where t.id is not null and t.lexeme = any (exact_terms)),
+           greatest((c.bm25_k1 + 1) * sum(t.idf), 1e-9)
     into ids, weights, counts, bounds, exact_ids, mass
-    from (select w.lexeme, t.id,
-                 ln(1 + (c.chunk_count - t.document_count + 0.5) / (t.document_count + 0.5)::float8) as idf,
+    from (select w.lexeme, t.id, t.document_count, t.max_frequency,
                  ln(1 + (c.chunk_count - coalesce(t.document_count, 0) + 0.5)
-                        / (coalesce(t.document_count, 0) + 0.5)::float8) as idf_or_rarest
+                        / (coalesce(t.document_count, 0) + 0.5)::float8) as idf
           from (select u.lexeme from unnest(c.languages) l, unnest(to_tsvector(l, question)) u
                 union select unnest(exact_terms)) w
-          left join terms t on t.collection_id = c.id and t.term = w.lexeme and t.document_count > 0) q
-    left join terms t on t.id = q.id
-    where mode <> 'dense' or q.id is null;
-    -- array_agg over a left join brings a null for each unknown word.
-    weights := array_remove(weights, null);
-    ids := array_remove(ids, null);
-    mass := greatest(mass, 1e-9);
+          left join terms t on t.collection_id = c.id and t.term = w.lexeme
+                               and (t.document_count > 0 or known is not null)  -- superseded chunks are not counted
+          order by t.document_count nulls last, w.lexeme
+          limit 64) t
+    where mode <> 'dense';
 
-    if filter is not null or known is not null then
-        if known is null then
-            select array_agg(h.id) into allowed
-            from documents d join chunks h on h.document_id = d.id
-            where d.collection_id = c.id and d.metadata @@ filter and h.live @> at;
-        else
-            select array_agg(distinct m.chunk_id) into allowed
-            from visible_versions(c.id, at, known) v
-            join documents d on d.id = v.document_id and (filter is null or d.metadata @@ filter)
-            join version_chunks m on m.version_id = v.version_id;
-        end if;
-        pool := pool_of_allowed(c, allowed, ids, weights, base, slope, question_vector, depth, mode);
+    if known is not null then
+        select array_agg(distinct m.chunk_id) into allowed
+        from visible_versions(c.id, at, known) v
+        join documents d on d.id = v.document_id and (filter is null or d.metadata @@ filter)
+        join version_chunks m on m.version_id = v.version_id;
+        pool := pool_of_allowed(c, allowed, ids, weights, counts, base, slope, question_vector, depth, mode);
     else
-        loop
-            if c.partition is null then
-                with matched as materialized (
-                    select m.chunk_id, m.bm25, m.covered from match_terms(ids, weights, base, slope) m
-                ), lexical as materialized (
-                    select m.chunk_id, m.bm25, h.is_live
-                    from (select chunk_id, bm25 from matched order by bm25 desc, chunk_id limit width) m
-                    cross join lateral is_live(m.chunk_id, at) h
-                ), near as materialized (
-                    select e.chunk_id, -(e.embedding <#> question_vector) as cosine
-                    from vectors_shared e
-                    where e.collection_id = c.id and e.space = c.embedding_space and mode <> 'lexical'
-                    order by e.embedding <#> question_vector, e.chunk_id
-                    limit width
-                ), dense as materialized (
-                    select n.chunk_id, n.cosine, h.is_live from near n cross join lateral is_live(n.chunk_id, at) h
-                ), candidates as (
-                    (select chunk_id from lexical where is_live order by bm25 desc, chunk_id limit depth)
-                    union
-                    (select chunk_id from dense where is_live order by cosine desc, chunk_id limit depth)
-                )
-                select array_agg((d.chunk_id, coalesce(m.bm25, 0), coalesce(m.covered, 0),
-                                  coalesce(n.cosine, x.cosine), 0, 0, 0, 0)::found_chunk),
-                       (select count(*) = width and count(*) filter (where is_live) < depth from lexical)
-                       or (select count(*) = width and count(*) filter (where is_live) < depth from dense)
-                into pool, is_short
-                from candidates d
-                left join matched m using (chunk_id)
-                left join dense n using (chunk_id)
-                left join lateral (
-                    select -(e.embedding <#> question_vector) as cosine
-                    from vectors_shared e
-                    where e.collection_id = c.id and e.space = c.embedding_space and e.chunk_id = d.chunk_id
-                      and n.chunk_id is null and mode <> 'lexical'
-                ) x on true;
-            else
-                select p.pool, p.is_short into pool, is_short
-                from pool_of_partition(c, ids, weights, counts, bounds, base, slope, question_vector, k, depth, width, at, mode) p;
-            end if;
-            exit when not is_short;
-            width := width * 8;  -- what has passed crowds out what is valid: look deeper
-        end loop;
+        if filter is not null then
+            allowed := allowed_chunks(c, filter, at);
+        end if;
+        pool := case when filter is not null and allowed is not null
+                     then pool_of_allowed(c, allowed, ids, weights, counts, base, slope, question_vector, depth, mode)
+                     when c.partition is null
+                     then pool_of_shared(c, ids, weights, base, slope, question_vector, depth, at, filter, mode)
+                     else pool_of_partition(c, ids, weights, counts, bounds, base, slope, question_vector, k, depth, at, filter,
+                                            mode) end;
     end if;
 
     return query
@@ -181,27 +160,94 @@ returns double precision language sql stable as $$
            / (exact_count + cardinality(phrases))
 $$;
 
+-- The live chunks that a filter lets through; null when they are more than 5,000: then it is cheaper to look at the best
+-- chunks and ask for each whether the filter lets it through. Estimated from 300 documents before anything is counted.
+create function allowed_chunks(c collections, filter jsonpath, at timestamptz) returns bigint[] language plpgsql stable as $$
+#variable_conflict use_column
+declare
+    share double precision := 0;
+    allowed bigint[];
+begin
+    if c.chunk_count > 20000 then
+        select avg((s.metadata @@ filter)::integer) into share
+        from (select d.metadata from documents d where d.collection_id = c.id order by d.id limit 300) s;
+    end if;
+    if share * c.chunk_count > 20000 then
+        return null;
+    end if;
+    select array_agg(a.id) into allowed
+    from (select h.id
+          from documents d
+          cross join lateral (select h.id, h.live from chunks h where h.document_id = d.id offset 0) h
+          where d.collection_id = c.id and d.metadata @@ filter and h.live @> at
+          limit 5001) a;
+    return case when cardinality(allowed) > 5000 then null else coalesce(allowed, '{}') end;
+end $$;
+
+-- Cosines of given chunks. The collection's row says where its vectors are, in the same snapshot: a search that began before
+-- a promotion goes on reading the table that it saw.
+create function cosines_of(c collections, chunks bigint[], question_vector halfvec)
+returns table (chunk_id bigint, cosine double precision) language plpgsql stable as $$
+#variable_conflict use_column
+begin
+    if c.partition is null then
+        return query
+        select e.chunk_id, -(e.embedding <#> question_vector)
+        from unnest(chunks) a (id)
+        cross join lateral (select o.chunk_id, o.embedding from vectors_shared o
+                            where o.collection_id = c.id and o.space = c.embedding_space and o.chunk_id = a.id offset 0) e;
+    else
+        return query execute format(
+            'select e.chunk_id, -(e.embedding <#> $1)
+             from unnest($2) a (id)
+             cross join lateral (select o.chunk_id, o.embedding from %I o
+                                 where o.collection_id = $3 and o.space = $4 and o.chunk_id = a.id offset 0) e', c.partition)
+        using question_vector, chunks, c.id, c.embedding_space;
+    end if;
+end $$;
+
+-- Packed token vectors of given chunks.
+create function tokens_of(c collections, chunks bigint[])
+returns table (chunk_id bigint, tokens bytea) language plpgsql stable as $$
+#variable_conflict use_column
+begin
+    if c.partition is null then
+        return query
+        select e.chunk_id, e.tokens
+        from unnest(chunks) a (id)
+        cross join lateral (select o.chunk_id, o.tokens from vectors_shared o
+                            where o.collection_id = c.id and o.space = c.embedding_space and o.chunk_id = a.id offset 0) e;
+    elsif cardinality(chunks) > 0 then
+        return query execute format(
+            'select e.chunk_id, e.tokens
+             from unnest($1) a (id)
+             cross join lateral (select o.chunk_id, o.tokens from %I o
+                                 where o.collection_id = $2 and o.space = $3 and o.chunk_id = a.id offset 0) e', c.partition)
+        using chunks, c.id, c.embedding_space;
+    end if;
+end $$;
+
 -- Candidates among given chunks: all of them are scored exactly.
 create function pool_of_allowed(
-    c collections, allowed bigint[], ids bigint[], weights double precision[], base double precision, slope double precision,
-    question_vector halfvec, depth integer, mode text
+    c collections, allowed bigint[], ids bigint[], weights double precision[], counts bigint[], base double precision,
+    slope double precision, question_vector halfvec, depth integer, mode text
 ) returns found_chunk[] language plpgsql stable as $$
 #variable_conflict use_column
 declare
     pool found_chunk[];
+    -- A look-up for each pair costs about as much as reading six postings.
+    is_few boolean := cardinality(allowed)::bigint * cardinality(ids) * 6 < (select sum(n) from unnest(counts) n);
 begin
     with matched as materialized (
         select m.chunk_id, m.bm25, m.covered
-        from match_terms(ids, weights, base, slope) m
+        from match_terms(case when not is_few then ids end, weights, base, slope) m
         join unnest(allowed) a (id) on a.id = m.chunk_id
+        union all
+        select m.chunk_id, m.bm25, m.covered
+        from match_terms_of(allowed, case when is_few then ids end, weights, base, slope) m
     ), near as materialized (
-        -- `+ 0`: no index may order this, whatever the plan.
-        select e.chunk_id, -(e.embedding <#> question_vector) as cosine
-        from unnest(allowed) a (id)
-        cross join lateral (select o.chunk_id, o.embedding from vectors o
-                            where o.collection_id = c.id and o.space = c.embedding_space and o.chunk_id = a.id offset 0) e
-        where mode <> 'lexical'
-        order by (e.embedding <#> question_vector) + 0, e.chunk_id
+        select e.chunk_id, e.cosine
+        from cosines_of(c, case when mode <> 'lexical' then allowed end, question_vector) e
     ), candidates as (
         (select chunk_id from matched order by bm25 desc, chunk_id limit depth)
         union
@@ -212,107 +258,346 @@ begin
     return pool;
 end $$;
 
--- Candidates of a collection with a partition of its own: HNSW for the dense side; for BM25 the rare terms first, the common
--- ones only for what the rare ones found, once the bound on their scores says that nothing else reaches the best k.
-create function pool_of_partition(
-    c collections, ids bigint[], weights double precision[], counts bigint[], bounds double precision[],
-    base double precision, slope double precision, question_vector halfvec, k integer, depth integer, width integer,
-    at timestamptz, mode text, out pool found_chunk[], out is_short boolean
+-- Candidates of a collection in the shared partition: both sides score every chunk, then the best are asked whether they are
+-- wanted.
+create function pool_of_shared(
+    c collections, ids bigint[], weights double precision[], base double precision, slope double precision,
+    question_vector halfvec, depth integer, at timestamptz, filter jsonpath, mode text
+) returns found_chunk[] language plpgsql stable as $$
+#variable_conflict use_column
+declare
+    pool found_chunk[];
+    is_short boolean;
+    width integer := depth + depth / 2;
+begin
+    loop
+        with matched as materialized (
+            select m.chunk_id, m.bm25, m.covered from match_terms(ids, weights, base, slope) m
+        ), lexical as materialized (
+            select m.chunk_id, m.bm25, h.is_wanted
+            from (select chunk_id, bm25 from matched order by bm25 desc, chunk_id limit width) m
+            cross join lateral is_wanted(m.chunk_id, at, filter) h
+        ), near as materialized (
+            select e.chunk_id, -(e.embedding <#> question_vector) as cosine
+            from vectors_shared e
+            where e.collection_id = c.id and e.space = c.embedding_space and mode <> 'lexical'
+            order by e.embedding <#> question_vector, e.chunk_id
+            limit width
+        ), dense as materialized (
+            select n.chunk_id, n.cosine, h.is_wanted from near n cross join lateral is_wanted(n.chunk_id, at, filter) h
+        ), candidates as (
+            (select chunk_id from lexical where is_wanted order by bm25 desc, chunk_id limit depth)
+            union
+            (select chunk_id from dense where is_wanted order by cosine desc, chunk_id limit depth)
+        )
+        select array_agg((d.chunk_id, coalesce(m.bm25, 0), coalesce(m.covered, 0),
+                          coalesce(n.cosine, x.cosine), 0, 0, 0, 0)::found_chunk),
+               (select count(*) = width and count(*) filter (where is_wanted) < depth from lexical)
+               or (select count(*) = width and count(*) filter (where is_wanted) < depth from dense)
+        into pool, is_short
+        from candidates d
+        left join matched m using (chunk_id)
+        left join dense n using (chunk_id)
+        left join lateral (
+            select -(e.embedding <#> question_vector) as cosine
+            from vectors_shared e
+            where e.collection_id = c.id and e.space = c.embedding_space and e.chunk_id = d.chunk_id
+              and n.chunk_id is null and mode <> 'lexical'
+        ) x on true;
+        exit when not is_short;
+        width := width * 8;  -- what is not wanted crowds out what is: look deeper
+    end loop;
+    return pool;
+end $$;
+
+-- The best chunks by BM25 without reading every posting (the idea of MaxScore, Turtle & Flood 1995): the chunks of the rare
+-- terms are scored, and `rest`, the most that the common terms can add, says who can still be among the best `wanted`; only
+-- those are looked up in the common terms. When a chunk without any rare term could be, the next terms are read as well.
+-- The first `wanted` of the answer are exactly those of reading everything; behind them, up to `depth`, good ones.
+create function best_by_terms(
+    ids bigint[], weights double precision[], counts bigint[], bounds double precision[], base double precision,
+    slope double precision, wanted integer, depth integer, at timestamptz, filter jsonpath,
+    out found_ids bigint[], out scores double precision[], out covers double precision[]
 ) language plpgsql stable as $$
 #variable_conflict use_column
 declare
     terms integer := coalesce(cardinality(ids), 0);
-    first integer := least(terms, 1);
+    first integer := 0;
+    budget bigint := 5000;   -- postings that are read before the bound is tried
+    width integer := depth + depth / 2;
     rest double precision;
-    bar double precision;
-    lexical_ids bigint[];
-    lexical_scores double precision[];
-    lexical_covered double precision[];
-    dense_ids bigint[];
-    cosines double precision[];
-    fetched integer := 0;
-    is_sure boolean;
-    wanted integer := greatest(k, 10);
+    bar double precision;    -- the wanted-th best score so far, of the terms that were read
+    matched_count bigint;
+    open_count bigint;
+    some_ids bigint[];
+    some_scores double precision[];
+    some_covers double precision[];
 begin
-    while first < terms and (select sum(n) from unnest(counts[:first + 1]) n) <= 5000 loop
-        first := first + 1;
-    end loop;
+    if terms = 0 then
+        return;
+    end if;
     loop
-        exit when terms = 0;
-        rest := coalesce((select sum(b) from unnest(bounds[first + 1:]) b), 0);
-        with matched as materialized (
-            select m.chunk_id, m.bm25, m.covered from match_terms(ids[:first], weights[:first], base, slope) m
-        ), best as materialized (
-            select m.chunk_id, m.bm25, m.covered from matched m order by m.bm25 desc, m.chunk_id limit width
-        ), live as (
-            select b.* from best b cross join lateral is_live(b.chunk_id, at) h where h.is_live
-        )
-        select array_agg(l.chunk_id order by l.bm25 desc, l.chunk_id), array_agg(l.bm25 order by l.bm25 desc, l.chunk_id),
-               array_agg(l.covered order by l.bm25 desc, l.chunk_id), (select count(*) from best),
-               -- Every chunk that can still reach the best is among those that were kept.
-               (select count(*) from best) < width or (select min(b.bm25) from best b) + rest < (array_agg(l.bm25 order by l.bm25 desc))[wanted]
-        into lexical_ids, lexical_scores, lexical_covered, fetched, is_sure
-        from live l;
-        bar := lexical_scores[wanted];
-        exit when first = terms or (bar is not null and rest < bar and is_sure);
-        first := first + 1;
+        loop
+            first := first + 1;
+            exit when first = terms or (select sum(n) from unnest(counts[:first + 1]) n) > budget;
+        end loop;
+        rest := coalesce((select sum(b) from unnest(bounds[first + 1:]) b), 0) * (1 + 1e-9);
+        loop
+            with matched as materialized (
+                select m.chunk_id, m.bm25, m.covered from match_terms(ids[:first], weights[:first], base, slope) m
+            ), best as materialized (
+                select m.chunk_id, m.bm25 from matched m order by m.bm25 desc, m.chunk_id limit width
+            ), bars as materialized (
+                select min(b.bm25) as bar
+                from (select b.bm25 from best b cross join lateral is_wanted(b.chunk_id, at, filter) h where h.is_wanted
+                      order by b.bm25 desc limit wanted) b
+                having count(*) = wanted
+            ), sizes as materialized (
+                select count(*) as all_of_them, count(*) filter (where m.bm25 >= (select bar from bars) - rest) as open from matched m
+            ), kept as (
+                select m.chunk_id, m.bm25, m.covered from matched m order by m.bm25 desc, m.chunk_id
+                limit greatest(width, (select open from sizes))
+            )
+            select array_agg(m.chunk_id), array_agg(m.bm25), array_agg(m.covered), (select bar from bars),
+                   (select all_of_them from sizes), (select open from sizes)
+            into some_ids, some_scores, some_covers, bar, matched_count, open_count
+            from kept m;
+            exit when bar is not null or matched_count <= width;
+            width := width * 8;  -- what is not wanted crowds out what is: look deeper
+        end loop;
+        exit when first = terms
+               or rest < bar and (open_count <= width
+                                  or open_count * (terms - first) * 6 <= (select sum(n) from unnest(counts[first + 1:]) n));
+        budget := budget * 4;
     end loop;
-    is_short := fetched = width and coalesce(cardinality(lexical_ids), 0) < depth;
-    if first < terms then
-        select array_agg(s.chunk_id order by s.bm25 desc, s.chunk_id), array_agg(s.bm25 order by s.bm25 desc, s.chunk_id),
-               array_agg(s.covered order by s.bm25 desc, s.chunk_id)
-        into lexical_ids, lexical_scores, lexical_covered
-        from (select l.chunk_id, l.bm25 + coalesce(m.bm25, 0) as bm25, l.covered + coalesce(m.covered, 0) as covered
-              from unnest(lexical_ids, lexical_scores, lexical_covered) l (chunk_id, bm25, covered)
-              left join match_terms_of(lexical_ids, ids[first + 1:], weights[first + 1:], base, slope) m
-                     on m.chunk_id = l.chunk_id) s;
+    select array_agg(s.chunk_id), array_agg(s.bm25), array_agg(s.covered)
+    into found_ids, scores, covers
+    from (select s.chunk_id, s.bm25, s.covered
+          from (select l.chunk_id, l.bm25 + coalesce(m.bm25, 0) as bm25, l.covered + coalesce(m.covered, 0) as covered
+                from unnest(some_ids, some_scores, some_covers) l (chunk_id, bm25, covered)
+                left join match_terms_of(some_ids, ids[first + 1:], weights[first + 1:], base, slope) m on m.chunk_id = l.chunk_id
+                order by 2 desc, 1
+                offset 0) s
+          cross join lateral is_wanted(s.chunk_id, at, filter) h
+          where h.is_wanted
+          limit depth) s;
+end $$;
+
+-- The nearest wanted chunks of a collection with a partition of its own, by HNSW: the filter is applied inside of the scan,
+-- which goes on until `depth` are found or 20,000 were seen; when they do not fill k, every vector is compared instead.
+create function nearest_by_index(
+    c collections, question_vector halfvec, k integer, depth integer, at timestamptz, filter jsonpath,
+    out found_ids bigint[], out cosines double precision[]
+) language plpgsql stable as $$
+begin
+    perform set_config('hnsw.ef_search', least(1000, greatest(200, 2 * depth))::text, true),
+            set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.max_scan_tuples', '20000', true);
+    execute format(
+        'select array_agg(n.chunk_id), array_agg(n.cosine)
+         from (select e.chunk_id, -(e.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)) as cosine
+               from %2$I e cross join lateral is_wanted(e.chunk_id, $3, $4) h
+               where e.space = %3$L and h.is_wanted
+               order by e.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)
+               limit $2) n', c.dimensions, c.partition, c.embedding_space)
+    into found_ids, cosines using question_vector, depth, at, filter;
+    if coalesce(cardinality(found_ids), 0) < least(k, c.chunk_count) then
+        select n.found_ids, n.cosines into found_ids, cosines
+        from nearest_by_scan(c, question_vector, depth, at, filter) n;
     end if;
+end $$;
+
+-- The same, exactly: every vector is compared.
+create function nearest_by_scan(
+    c collections, question_vector halfvec, depth integer, at timestamptz, filter jsonpath,
+    out found_ids bigint[], out cosines double precision[]
+) language plpgsql stable as $$
+begin
+    -- `+ 0`: no index may order this. The sort ends as soon as `depth` wanted ones were taken from it.
+    execute format(
+        'select array_agg(n.chunk_id), array_agg(n.cosine)
+         from (select s.chunk_id, s.cosine
+               from (select e.chunk_id, -(e.embedding <#> $1) as cosine
+                     from %I e
+                     where e.collection_id = $5 and e.space = $6
+                     order by (e.embedding <#> $1) + 0, e.chunk_id
+                     offset 0) s
+               cross join lateral is_wanted(s.chunk_id, $3, $4) h
+               where h.is_wanted
+               limit $2) n', coalesce(c.partition, 'vectors_shared'))
+    into found_ids, cosines using question_vector, depth, at, filter, c.id, c.embedding_space;
+end $$;
+
+-- Candidates of a collection with a partition of its own. Both scores are exact for all of them.
+create function pool_of_partition(
+    c collections, ids bigint[], weights double precision[], counts bigint[], bounds double precision[],
+    base double precision, slope double precision, question_vector halfvec, k integer, depth integer,
+    at timestamptz, filter jsonpath, mode text
+) returns found_chunk[] language plpgsql stable as $$
+#variable_conflict use_column
+declare
+    pool found_chunk[];
+    lexical record;
+    dense record;
+begin
+    select * into lexical
+    from best_by_terms(case when mode <> 'dense' then ids end, weights, counts, bounds, base, slope, greatest(k, 10), depth, at, filter);
+    select null::bigint[] as found_ids, null::float8[] as cosines into dense;
     if mode <> 'lexical' then
-        perform set_config('hnsw.ef_search', least(1000, greatest(100, width))::text, true),
-                set_config('hnsw.iterative_scan', 'relaxed_order', true);
-        execute format(
-            'select array_agg(n.chunk_id), array_agg(n.cosine), count(*) from (
-                 select e.chunk_id, -(e.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)) as cosine
-                 from %2$I e
-                 where e.space = %3$L
-                 order by e.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)
-                 limit $2) n', c.dimensions, c.partition, c.embedding_space)
-        into dense_ids, cosines, fetched using question_vector, width;
+        select * into dense from nearest_by_index(c, question_vector, k, depth, at, filter);
     end if;
-    with dense as materialized (
-        select n.chunk_id, n.cosine
-        from unnest(dense_ids, cosines) n (chunk_id, cosine)
-        cross join lateral is_live(n.chunk_id, at) h
-        where h.is_live
-        order by n.cosine desc, n.chunk_id
-        limit depth
-    ), lexical as materialized (
-        select l.chunk_id, l.bm25, l.covered
-        from unnest(lexical_ids[:depth], lexical_scores[:depth], lexical_covered[:depth]) l (chunk_id, bm25, covered)
-    ), others as materialized (
-        select m.chunk_id, m.bm25, m.covered
-        from match_terms_of((select array_agg(d.chunk_id) from dense d where d.chunk_id <> all (coalesce(lexical_ids[:depth], '{}'))),
-                            ids, weights, base, slope) m
+    with l as materialized (
+        select * from unnest(lexical.found_ids, lexical.scores, lexical.covers) l (chunk_id, bm25, covered)
+    ), d as materialized (
+        select * from unnest(dense.found_ids, dense.cosines) d (chunk_id, cosine)
+    ), o as materialized (
+        select * from match_terms_of((select array_agg(d.chunk_id) from d where not exists (select from l where l.chunk_id = d.chunk_id)),
+                                     case when mode <> 'dense' then ids end, weights, base, slope)
+    ), x as materialized (
+        select * from cosines_of(c, case when mode <> 'lexical' then
+                                        (select array_agg(l.chunk_id) from l where not exists (select from d where d.chunk_id = l.chunk_id))
+                                    end, question_vector)
     )
     select array_agg((coalesce(l.chunk_id, d.chunk_id), coalesce(l.bm25, o.bm25, 0), coalesce(l.covered, o.covered, 0),
-                      coalesce(d.cosine, x.cosine), 0, 0, 0, 0)::found_chunk),
-           is_short or mode <> 'lexical' and fetched = width and (select count(*) from dense) < depth
-    into pool, is_short
-    from lexical l
-    full join dense d on d.chunk_id = l.chunk_id
-    left join others o on o.chunk_id = d.chunk_id and l.chunk_id is null
-    left join lateral (
-        select -(e.embedding <#> question_vector) as cosine from vectors e
-        where e.collection_id = c.id and e.space = c.embedding_space and e.chunk_id = l.chunk_id and d.chunk_id is null
-          and mode <> 'lexical'
-    ) x on true;
+                      coalesce(d.cosine, x.cosine), 0, 0, 0, 0)::found_chunk)
+    into pool
+    from l
+    full join d on d.chunk_id = l.chunk_id
+    left join o on o.chunk_id = d.chunk_id
+    left join x on x.chunk_id = l.chunk_id;
+    return pool;
+end $$;
+
+-- For the metric of live recall: how many of the exact k nearest the index finds.
+create function recall_of_index(
+    wanted_tenant text, wanted_collection text, question_vector halfvec, k integer, depth integer, as_of timestamptz,
+    filter jsonpath, out hits integer, out wanted integer
+) language plpgsql stable as $$
+declare
+    tenant integer := use_tenant(wanted_tenant);
+    c collections;
+    at timestamptz := coalesce(as_of, now());
+    found bigint[];
+begin
+    select * into c from collections o where o.tenant_id = tenant and o.name = wanted_collection;
+    if c.partition is null then
+        return;
+    end if;
+    if filter is not null and allowed_chunks(c, filter, at) is not null then
+        return;
+    end if;
+    select n.found_ids[:k] into found from nearest_by_index(c, question_vector, k, depth, at, filter) n;
+    select count(*), count(*) filter (where e.id = any (found)) into wanted, hits
+    from nearest_by_scan(c, question_vector, k, at, filter) n, unnest(n.found_ids) e (id);
+end $$;
+
+-- Partitions. Each step may be repeated: a promotion that was cut off goes on where it was, two at once do the work once.
+-- Searches name the table that their snapshot's row of `collections` names, so none misses a vector while rows move.
+
+create function lock_partition(collection bigint) returns void language sql as
+    $$ select pg_advisory_xact_lock(hashtextextended('orchestrator partition ' || collection, 0)) $$;
+
+-- A table for the collection's vectors with copies of them, not yet seen by anyone. Policies are not inherited by a partition
+-- that is queried by its own own: it gets them, and the foreign keys, from the table it was made after.
+create function prepare_partition(collection bigint) returns text language plpgsql as $$
+declare
+    own text := 'vectors_' || collection;
+    r record;
+begin
+    perform lock_partition(collection);
+    if to_regclass(own) is null then
+        execute format('create table %I (like vectors_shared including all, check (collection_id = %s))', own, collection);
+        execute format('insert into %I select * from vectors_shared where collection_id = %s', own, collection);
+        for r in select conname, pg_get_constraintdef(oid) as definition from pg_constraint
+                 where conrelid = 'vectors'::regclass and contype = 'f' loop
+            execute format('alter table %I add constraint %I %s', own, r.conname, r.definition);
+        end loop;
+        for r in select policyname, qual, with_check from pg_policies where tablename = 'vectors_shared' loop
+            execute format('create policy %I on %I using (%s) with check (%s)', r.policyname, own, r.qual, r.with_check);
+        end loop;
+        execute format('alter table %I enable row level security, force row level security', own);
+        if to_regrole('orchestrator_app') is not null then
+            execute format('grant select, insert, update, delete on %I to orchestrator_app', own);
+        end if;
+        execute format('analyze %I', own);
+    end if;
+    return own;
+end $$;
+
+-- HNSW over one space of a partition, built after its rows: row by row it would take several times as long.
+create function index_partition(collection bigint, space text, dimensions integer) returns void language plpgsql as $$
+declare
+    definition text := format(
+        'create index if not exists %I on %I using hnsw ((embedding::halfvec(%s)) halfvec_ip_ops) where space = %L',
+        'vectors_' || collection || '_hnsw_' || left(md5(space), 8), 'vectors_' || collection, dimensions, space);
+begin
+    perform lock_partition(collection);
+    perform set_config('maintenance_work_mem', '512MB', true);
+    begin
+        execute definition;
+    exception when disk_full or out_of_memory then
+        -- Parallel workers build in shared memory, of which a container has 64 MB.
+        perform set_config('max_parallel_maintenance_workers', '0', true);
+        execute definition;
+    end;
+end $$;
+
+-- The switch: takes over what changed since the copy, moves the rows and names the table, in one transaction.
+create function attach_partition(collection bigint) returns void language plpgsql as $$
+declare
+    own text := 'vectors_' || collection;
+begin
+    perform lock_partition(collection);
+    perform from collections where id = collection and partition is null for update;
+    if not found then
+        return;
+    end if;
+    lock table vectors, vectors_shared in share row exclusive mode;  -- writers wait from here on, readers do not
+    execute format('delete from %I p where not exists (
+                        select from vectors_shared s where s.collection_id = p.collection_id and s.space = p.space
+                        and s.chunk_id = p.chunk_id and s.embedding = p.embedding and s.tokens is not distinct from p.tokens)', own);
+    execute format('insert into %I select * from vectors_shared where collection_id = $1 on conflict do nothing', own)
+    using collection;
+    delete from vectors_shared where collection_id = collection;
+    execute format('alter table vectors attach partition %I for values in (%s)', own, collection);
+    update collections set partition = own where id = collection;
+end $$;
+
+-- The way back. The table stays for the searches that began before, see drop_partition.
+create function detach_partition(collection bigint) returns text language plpgsql as $$
+declare
+    own text;
+begin
+    perform lock_partition(collection);
+    select c.partition into own from collections c where c.id = collection for update;
+    if own is null then
+        return null;
+    end if;
+    execute format('alter table vectors detach partition %I', own);
+    execute format('insert into vectors_shared select * from %I', own);
+    update collections set partition = null where id = collection;
+    return own;
+end $$;
+
+-- Removes the table of a collection that was demoted or is gone; false while a search that began before may still read it.
+create function drop_partition(partition text, since timestamptz) returns boolean language plpgsql as $$
+begin
+    if partition !~ '^vectors_[0-9]+$' or exists (select from collections c where c.partition = drop_partition.partition) then
+        raise exception 'the partition % is in use', partition using errcode = 'object_in_use';
+    end if;
+    if exists (select from pg_stat_activity a
+               where a.datname = current_database() and a.backend_type = 'client backend' and a.pid <> pg_backend_pid()
+                 and a.xact_start <= since) then
+        return false;
+    end if;
+    execute format('drop table if exists %I', partition);
+    return true;
 end $$;
 
 -- What `search_passages` of the package calls: scores, and where each chunk stands in the version that is meant.
 create function search_passages(
     wanted_tenant text, wanted_collection text, wanted_space text, question text, exact_terms text[], phrases text[],
     question_vector halfvec, k integer, depth integer, as_of timestamptz, known timestamptz, filter jsonpath, mode text,
-    default_weight double precision, with_tokens boolean
+    wanted_weight double precision, with_tokens boolean
 ) returns table (
     chunk_id bigint, document_id text, external_id text, version integer, title text, text text, context text,
     span_start integer, span_end integer, paragraph integer, heading_path text[], page integer, source text,
@@ -332,27 +617,21 @@ begin
         return;
     end if;
     return query
+    with found as materialized (
+        select *
+        from search_chunks(c, question, exact_terms, phrases, question_vector, k, depth, at, known, filter, mode, wanted_weight)
+    )
     select f.chunk_id, d.id::text, d.external_id, v.number, v.title, h.text, h.context, m.span_start, m.span_end, m.paragraph,
            m.heading_path, m.page, v.source, nullif(v.valid_from, '-infinity'), nullif(v.valid_to, 'infinity'), d.metadata,
            f.bm25, f.covered, f.cosine, f.bm25_norm, f.cosine_norm, f.exact, f.score, e.tokens
-    from search_chunks(c, question, exact_terms, phrases, question_vector, k, depth, at, known, filter, mode,
-                       default_weight) f
+    from found f
     join chunks h on h.id = f.chunk_id
     join documents d on d.id = h.document_id
-    cross join lateral (
-        select w.* from versions w
-        where w.document_id = d.id and w.valid_from <= at
-          and case when known is null then w.superseded_at is null
-                   else w.recorded_at <= known and known < coalesce(w.superseded_at, 'infinity') end
-        order by w.valid_from desc, w.id desc
-        limit 1
-    ) v
+    cross join lateral version_at(d.id, at, known) v
     cross join lateral (
         select o.* from version_chunks o where o.version_id = v.id and o.chunk_id = f.chunk_id order by o.ordinal limit 1
     ) m
-    left join lateral (
-        select o.tokens from vectors o
-        where with_tokens and o.collection_id = c.id and o.space = c.embedding_space and o.chunk_id = f.chunk_id
-    ) e on true
+    left join tokens_of(c, case when with_tokens then (select array_agg(o.chunk_id) from found o) end) e
+           on e.chunk_id = f.chunk_id
     order by f.score desc, f.chunk_id;
 end $$;

@@ -6,18 +6,20 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.behaviour.registry import Registry, ensure_shipped
-from orchestrator.database import Database, statement
+from orchestrator.database import Database
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
-from orchestrator.knowledge.embed import open_embedder
+from orchestrator.knowledge.embed import open_embedder, open_next_embedder
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
 from orchestrator.knowledge.ingest import ingest as ingest_paths
 from orchestrator.knowledge.records import VersionText
+from orchestrator.knowledge.rerank import open_reranker
+from orchestrator.knowledge.retrieve import Retriever
 from orchestrator.knowledge.store import PgStore
 from orchestrator.launch import postgres
 from orchestrator.ledger import Ledger
@@ -29,7 +31,8 @@ from orchestrator.resources import folder
 from orchestrator.router import open_router
 from orchestrator.serving import EngineServing, open_tokens
 from orchestrator.settings import Settings
-from orchestrator.types import Answer, Document, Event, Message, Passage, Plan, Query, end_of, start_of
+from orchestrator.tenants import Keys
+from orchestrator.types import Answer, Document, Event, Message, Plan, Query, SearchMode, SearchResult, end_of, start_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +52,11 @@ class Orchestrator:
     store: PgStore
     registry: Registry
     serving: EngineServing
+    keys: Keys | None = None  # API keys that tenants have in the database; None: only those of the settings count
+
+    def of(self, tenant: str) -> Orchestrator:
+        """The same system for another tenant: his documents and his ledger, the deployment's routes and adapters."""
+        return replace(self, settings=replace(self.settings, tenant=tenant), store=self.store.of(tenant))
 
     @classmethod
     @asynccontextmanager
@@ -72,13 +80,22 @@ class Orchestrator:
             ledger = await stack.enter_async_context(Ledger.open(database))
             serving = await stack.enter_async_context(EngineServing.open(settings, catalogue, registry, progress))
             router = await open_router(catalogue, embedder, settings.collection)
+            next_embedder = await asyncio.to_thread(open_next_embedder, settings, progress)
+            reranker = await asyncio.to_thread(open_reranker, settings, embedder, progress)
+            for opened in (next_embedder, reranker):
+                if hasattr(opened, "aclose"):
+                    stack.push_async_callback(opened.aclose)
+            retriever = Retriever(store, embedder, reranker, next_embedder, settings.rerank_budget_ms / 1000)
             pipeline = Pipeline(
-                settings, catalogue, router, embedder, store, serving, ledger, open_tokens(settings, progress)
+                settings, catalogue, router, embedder, retriever, serving, ledger, open_tokens(settings, progress)
             )
-            yield cls(settings, catalogue, pipeline, embedder, database, store, registry, serving)
+            yield cls(settings, catalogue, pipeline, embedder, database, store, registry, serving, Keys(database))
 
     async def ask(self, question: str, **options: Any) -> Answer:
-        """The checked answer. Options: route, collection, adapter, as_of, k, history, max_tokens, temperature, seed."""
+        """The checked answer.
+
+        Options: route, collection, adapter, as_of, known_at, where, k, history, max_tokens, temperature, seed.
+        """
         return await self.answer(self.query(question, **options))
 
     async def answer(self, query: Query) -> Answer:
@@ -92,9 +109,14 @@ class Orchestrator:
             async for event in events:
                 yield event
 
-    async def search(self, text: str, *, k: int = 10, **options: Any) -> list[Passage]:
-        """The k best passages. Options: collection, as_of."""
-        return list(await self.pipeline.search(self.query(text, k=k, **options)))
+    async def search(
+        self, text: str, *, k: int = 10, mode: SearchMode = "hybrid", excerpts: bool = False, **options: Any
+    ) -> SearchResult:
+        """The k best passages, and how likely they hold what is asked. Options: collection, as_of, known_at, where.
+
+        ``excerpts``: only the sentences that bear on the text, joined where they stand close together.
+        """
+        return await self.pipeline.search(self.query(text, k=k, **options), mode=mode, excerpts=excerpts)
 
     async def plan(self, question: str, **options: Any) -> Plan:
         """What would be done with the question, and why, without doing it."""
@@ -152,9 +174,11 @@ class Orchestrator:
         return self.embedder.space
 
     async def model_names(self) -> list[str]:
-        """What a client may name as model: routed, one per route, one per adapter that is in service."""
+        """What a client may name as model: routed, one per route, one per adapter of a route that is in service."""
         routes = [f"orchestrator/{name}" for name in self.catalogue.routes]
-        adapters = [adapter.name for adapter in await self.registry.list() if adapter.state == "active"]
+        routed = {route.adapter for route in self.catalogue.routes.values()}
+        in_service = [adapter.name for adapter in await self.registry.list() if adapter.state == "active"]
+        adapters = [name for name in in_service if name in routed]
         return ["orchestrator", *routes, *dict.fromkeys(adapters)]
 
     async def start(self) -> None:
@@ -184,14 +208,22 @@ class Orchestrator:
         text: str,
         *,
         as_of: Moment = None,
+        known_at: Moment = None,
         history: Sequence[Message] = (),
         **options: Any,
     ) -> Query:
-        """A query for this system's tenant; ``as_of`` may be a date, a time or ISO text. Raises InputError."""
-        unknown = options.keys() - {"route", "collection", "adapter", "k", "max_tokens", "temperature", "seed"}
+        """A query for this system's tenant; moments may be a date, a time or ISO text. Raises InputError."""
+        unknown = options.keys() - {"route", "collection", "adapter", "where", "k", "max_tokens", "temperature", "seed"}
         if unknown:
             raise InputError(f"unknown options {sorted(unknown)}")
-        return Query(text, as_of=_moment(as_of, end_of), history=tuple(history), tenant=self.settings.tenant, **options)
+        return Query(
+            text,
+            as_of=_moment(as_of, end_of),
+            known_at=_moment(known_at, end_of),
+            history=tuple(history),
+            tenant=self.settings.tenant,
+            **options,
+        )
 
 
 @asynccontextmanager
@@ -200,10 +232,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     url = settings.database_url
     if url is None:
         url = await asyncio.to_thread(postgres.start, settings.home_dir)
-    async with Database.open(url, settings.pool_size) as database:
+    async with Database.open(url, settings.pool_size, settings.owner_database_url) as database:
         await migrate(database)
-        async with database.of(settings.tenant).ownership() as connection:
-            await connection.execute(statement("add-tenant"), {"tenant": settings.tenant})
         yield database
 
 
@@ -234,10 +264,10 @@ def ingest(*paths: str | Path, settings: Settings | None = None, **options: Any)
     return _block(run())
 
 
-def search(text: str, *, settings: Settings | None = None, **options: Any) -> list[Passage]:
+def search(text: str, *, settings: Settings | None = None, **options: Any) -> SearchResult:
     """Blocking ``Orchestrator.search`` for scripts."""
 
-    async def run() -> list[Passage]:
+    async def run() -> SearchResult:
         async with Orchestrator.open(settings) as orchestrator:
             return await orchestrator.search(text, **options)
 

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb as Json
 
-from orchestrator.errors import DatabaseError, InputError, StorageFullError
+from orchestrator.errors import DatabaseError, InputError, StorageFullError, UnknownNameError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ SQL_FILES = (
     "tenants.sql",
     "ledger.sql",
     "knowledge/queries.sql",
+    "knowledge/write.sql",
     "knowledge/time.sql",
     "knowledge/maintain.sql",
     "knowledge/jobs.sql",
@@ -41,6 +42,10 @@ SQL_FILES = (
 
 _NEXT_STEP = (
     "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` looks for the cause."
+)
+_RIGHTS = (
+    "What changes the schema needs the login that owns the tables (ORCHESTRATOR_OWNER_DATABASE_URL), what serves must "
+    "be bound by its policies; `orchestrator doctor` says which of the two is missing."
 )
 _NAME = re.compile(r"^-- name: ([\w-]+)[ \t]*$", re.MULTILINE)
 
@@ -66,21 +71,31 @@ class Database:
     """A pool of connections to one PostgreSQL database. Rows come back as named tuples, times in UTC."""
 
     def __init__(
-        self, pool: psycopg_pool.AsyncConnectionPool[Connection], url: str, tenant: str | None = None
+        self,
+        pool: psycopg_pool.AsyncConnectionPool[Connection],
+        url: str,
+        owner_url: str | None = None,
+        tenant: str | None = None,
     ) -> None:
         self._pool = pool
         self._url = url
+        self._owner_url = owner_url
         self.tenant = tenant
 
     def of(self, tenant: str) -> Database:
         """The same pool, working for one tenant: nothing of another tenant can be read or written through it."""
-        return Database(self._pool, self._url, tenant)
+        return Database(self._pool, self._url, self._owner_url, tenant)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, pool_size: int = 8) -> AsyncIterator[Database]:
-        """A database for the length of the block. Raises DatabaseError when it cannot be reached."""
-        _refuse_malformed(url)
+    async def open(cls, url: str, pool_size: int = 8, owner_url: str | None = None) -> AsyncIterator[Database]:
+        """A database for the length of the block; ``owner_url``: the login for ``ownership``, when it is another one.
+
+        Raises DatabaseError when it cannot be reached.
+        """
+        _refuse_malformed(url, "DATABASE_URL")
+        if owner_url is not None:
+            _refuse_malformed(owner_url, "OWNER_DATABASE_URL")
         with _mapped(url):
             # The pool would retry in the background until its timeout; one plain attempt tells at once what is wrong.
             probe = await psycopg.AsyncConnection.connect(url, connect_timeout=10)
@@ -98,7 +113,7 @@ class Database:
         with _mapped(url):
             await pool.open()
         try:
-            yield cls(pool, url)
+            yield cls(pool, url, owner_url)
         finally:
             await pool.close()
 
@@ -116,19 +131,27 @@ class Database:
 
     @asynccontextmanager
     async def ownership(self) -> AsyncIterator[Connection]:
-        """A transaction with the rights of the login, not of the application's role: for changes of the schema."""
-        async with self.session() as connection, connection.transaction():
+        """A transaction with the rights of the login, not of the application's role: for changes of the schema.
+
+        Nothing but the statement keeps tenants apart in it when the login is a superuser.
+        """
+        async with self._owner() as connection, connection.transaction():
             await connection.execute(statement("leave-role"))
             if self.tenant is not None:
-                await connection.execute(statement("use-tenant"), {"tenant": self.tenant})
+                await connection.execute(statement("use-tenant-as-owner"), {"tenant": self.tenant})
             yield connection
 
-    async def vacuum_full(self, tables: Iterable[str]) -> None:
-        """Rewrites tables with the rights of the login; VACUUM runs outside of a transaction."""
-        with _mapped(self._url):
-            async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
-                for table in tables:
-                    await connection.execute(sql.SQL("vacuum (full) {}").format(sql.Identifier(table)))
+    @asynccontextmanager
+    async def _owner(self) -> AsyncIterator[Connection]:
+        if self._owner_url is None:
+            async with self.session() as connection:
+                yield connection
+            return
+        with _mapped(self._owner_url):
+            options: dict[str, Any] = {"autocommit": True, "row_factory": _named_rows, "connect_timeout": 10}
+            async with await psycopg.AsyncConnection.connect(self._owner_url, **options) as connection:
+                await connection.execute("select set_config('TimeZone', 'UTC', false)")
+                yield connection
 
     async def renew(self) -> None:
         """Replaces the connections: those that were made before the first migration do not have the role yet."""
@@ -180,11 +203,7 @@ def _row_class(names: tuple[str, ...]) -> Any:
 async def _configure(connection: Connection) -> None:
     # JIT costs more than any of our statements; times come back in UTC whatever the server's zone is.
     await connection.execute("select set_config('jit', 'off', false), set_config('TimeZone', 'UTC', false)")
-    # From here on the connection owns nothing and every policy holds for it, whoever the login is.
-    await connection.execute(
-        "select set_config('role', r.rolname, false) from pg_roles r "
-        "where r.rolname = 'orchestrator_app' and pg_has_role(session_user, r.oid, 'member')"
-    )
+    await connection.execute(statement("take-role"))
 
 
 @contextmanager
@@ -197,6 +216,14 @@ def _mapped(url: str) -> Iterator[None]:
         ) from error
     except (psycopg.DataError, UnicodeEncodeError) as error:
         raise InputError(f"PostgreSQL cannot hold this value: {_said(error, url)}") from error
+    except psycopg.errors.NoDataFound as error:
+        if error.diag.table_name != "tenants":
+            raise DatabaseError(f"PostgreSQL refused a statement: {_said(error, url)}") from error
+        raise UnknownNameError(
+            f"{error.diag.message_primary}; make it: orchestrator tenants add NAME", param="tenant"
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(f"PostgreSQL refused a statement: {_said(error, url)} {_RIGHTS}") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         message = f"the database at {_place(url)} does not serve: {_said(error, url)} {_NEXT_STEP}"
         raise DatabaseError(message) from error
@@ -204,12 +231,12 @@ def _mapped(url: str) -> Iterator[None]:
         raise DatabaseError(f"PostgreSQL refused a statement: {_said(error, url)}") from error
 
 
-def _refuse_malformed(url: str) -> None:
+def _refuse_malformed(url: str, name: str) -> None:
     try:
         conninfo_to_dict(url)
     except psycopg.Error as error:  # the driver quotes what it cannot parse, which may hold the password: not shown
         raise DatabaseError(
-            "ORCHESTRATOR_DATABASE_URL is malformed; its form is postgresql://user:password@host:port/database. "
+            f"ORCHESTRATOR_{name} is malformed; its form is postgresql://user:password@host:port/database. "
             "Without it, `orchestrator up` starts the embedded PostgreSQL."
         ) from error
 

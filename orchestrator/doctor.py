@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.database import Database
+from orchestrator.database import Database, Row, statement
 from orchestrator.engine import VllmEngine
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, UnknownNameError
 from orchestrator.launch import postgres, supervisor, weights
 from orchestrator.launch.service import Service
 from orchestrator.migrate import migrate
@@ -117,12 +117,37 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
     if url is None:
         return
     try:
-        async with Database.open(url, 1) as database:
+        async with Database.open(url, 1, settings.owner_database_url) as database:
             await migrate(database)
             row = await database.fetch_one("select current_setting('server_version') as version")
             yield Finding("ok", "database", f"PostgreSQL {row.version if row else '?'}, schema is current")
+            yield _separation(await database.fetch_one(statement("who-works")))
+            yield await _tenant(database, settings.tenant)
     except OrchestratorError as error:
         yield Finding("wrong", "database", error.message, "orchestrator up")
+
+
+def _separation(works: Row) -> Finding:
+    """Whether PostgreSQL itself keeps tenants apart on a connection of the application (row B4)."""
+    if works.passes_policies or not works.has_policies:
+        found = f"the login {works.login} passes every policy and could not take the role orchestrator_app"
+        return Finding("wrong", "tenants apart", found, "orchestrator migrate")
+    if works.owns_tables:
+        found = f"policies hold for {works.role}, which owns the tables and could lift them"
+        remedy = (
+            "create role NAME login in role orchestrator_app; serve with it, keep this login in "
+            "ORCHESTRATOR_OWNER_DATABASE_URL"
+        )
+        return Finding("note", "tenants apart", found, remedy)
+    return Finding("ok", "tenants apart", f"by policies; {works.role} owns nothing")
+
+
+async def _tenant(database: Database, name: str) -> Finding:
+    try:
+        sizes = await database.of(name).fetch_one(statement("tenant-sizes"), tenant=name)
+    except UnknownNameError:
+        return Finding("wrong", "tenant", f"there is no tenant {name!r}", f"orchestrator tenants add {name}")
+    return Finding("ok", "tenant", f"{name}: {sizes.documents if sizes else 0} documents")
 
 
 async def _engine(settings: Settings) -> AsyncIterator[Finding]:

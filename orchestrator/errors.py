@@ -4,8 +4,10 @@ OrchestratorError
 ├── SettingsError              a setting is unknown, malformed or contradicts another
 ├── MissingExtraError          an optional package is not installed; names the extra
 ├── InputError                 the caller's input cannot be used (HTTP 400)
+│   ├── OtherSpaceError        the vectors of a collection are of another embedder
 │   ├── UnknownNameError       route, collection, document, adapter, contract, answer (HTTP 404)
 │   ├── TooLargeError          over a stated limit (HTTP 413)
+│   ├── ConflictError          an idempotency key that another request has (HTTP 409)
 │   └── LoadError              a file cannot become a document
 ├── ContractError              a contract is not usable, or an answer breaks it
 ├── DatabaseError              PostgreSQL is down, full or refuses (HTTP 503)
@@ -60,6 +62,16 @@ class InputError(OrchestratorError):
     http_status = 400
 
 
+class OtherSpaceError(InputError):
+    """The collection holds vectors of another embedder; ``space`` names it."""
+
+    code = "other_space"
+
+    def __init__(self, message: str, *, space: str, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.space = space
+
+
 class UnknownNameError(InputError):
     """A route, collection, document, adapter, contract or answer of that name does not exist."""
 
@@ -72,6 +84,13 @@ class TooLargeError(InputError):
 
     code = "too_large"
     http_status = 413
+
+
+class ConflictError(InputError):
+    """The request contradicts one that was accepted before: its idempotency key has another body."""
+
+    code = "conflict"
+    http_status = 409
 
 
 class LoadError(InputError):

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import groupby
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ try:
         CallbackManagerForLLMRun,
         CallbackManagerForRetrieverRun,
     )
+    from langchain_core.document_loaders import BaseLoader as LangChainLoader
     from langchain_core.documents import Document as LangChainDocument
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -36,6 +38,21 @@ except ImportError as error:
     raise MissingExtraError("langchain", "orchestrator.langchain") from error
 
 from orchestrator.api.schema import own_fields, resolve_model
+from orchestrator.knowledge.document import make_document
+from orchestrator.knowledge.frames import paged
+from orchestrator.knowledge.load import LoadFailure
+from orchestrator.langchain_store import OrchestratorEmbeddings, OrchestratorVectorStore
+
+__all__ = [
+    "Opened",
+    "OrchestratorChatModel",
+    "OrchestratorEmbeddings",
+    "OrchestratorRetriever",
+    "OrchestratorRunnable",
+    "OrchestratorVectorStore",
+    "documents_from_langchain",
+    "open_blocking",
+]
 
 T = TypeVar("T")
 Moment = date | datetime | str | None
@@ -180,6 +197,8 @@ class OrchestratorRetriever(BaseRetriever):
     k: int = 10
     collection: str | None = None
     as_of: Moment = None
+    known_at: Moment = None
+    where: dict[str, Any] | None = None
     _opened: Opened = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
@@ -198,7 +217,8 @@ class OrchestratorRetriever(BaseRetriever):
         return await self._opened.wait(self._search(query, options))
 
     async def _search(self, query: str, options: dict[str, Any]) -> list[LangChainDocument]:
-        wanted = {"k": self.k, "collection": self.collection, "as_of": self.as_of, **options}
+        names = ("k", "collection", "as_of", "known_at", "where")
+        wanted = {**{name: getattr(self, name) for name in names}, **options}
         passages = await self._opened.orchestrator.search(query, **wanted)
         return [_to_langchain(passage) for passage in passages]
 
@@ -215,6 +235,8 @@ class OrchestratorChatModel(BaseChatModel):
     model: str = "orchestrator"
     collection: str | None = None
     as_of: Moment = None
+    known_at: Moment = None
+    where: dict[str, Any] | None = None
     k: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
@@ -300,7 +322,7 @@ class OrchestratorChatModel(BaseChatModel):
         """The question with its options, and what the reply is to say of the call."""
         if stop or self.stop:
             raise InputError("stop is not supported: an answer ends where its contract says; cut its text yourself")
-        names = ("collection", "as_of", "k", "temperature", "max_tokens", "seed")
+        names = ("collection", "as_of", "known_at", "where", "k", "temperature", "max_tokens", "seed")
         unknown = sorted(options.keys() - {*names, "model"})
         if unknown:
             raise InputError(f"unknown options {unknown}; known are {sorted((*names, 'model'))}")
@@ -337,38 +359,57 @@ class OrchestratorRunnable(Runnable[str, Answer]):
         return answer
 
 
-def documents_from_langchain(documents: Iterable[LangChainDocument]) -> list[Document]:
-    """Our documents from a loader's: pages of one source become one document that knows its pages.
+def documents_from_langchain(source: LangChainLoader | Iterable[LangChainDocument]) -> Iterator[Document | LoadFailure]:
+    """Our documents from a loader, or from documents, one by one as they come; nothing is read ahead.
 
-    Raises InputError when two documents claim the same id.
+    Neighbouring pages of one source become one document that knows its pages. One that cannot be used, or whose id came
+    before, is a LoadFailure in its place; what the loader itself raises is raised.
     """
-    groups: dict[str, list[LangChainDocument]] = {}
-    for document in documents:
-        group = groups.setdefault(_external_id(document), [])
-        if group and "page" not in document.metadata:
-            raise InputError(f"two documents have the id {_external_id(document)!r}; set metadata['id']")
-        group.append(document)
-    return [_to_ours(external_id, group) for external_id, group in groups.items()]
+    parts = source.lazy_load() if isinstance(source, LangChainLoader) else source
+    seen: set[int] = set()  # hashes of ids
+    for external_id, group in groupby(parts, _external_id):
+        pages: list[LangChainDocument] = []
+        for part in group:
+            if pages and "page" not in part.metadata:  # another document, not another page of it
+                yield _checked(external_id, pages, seen)
+                pages = []
+            pages.append(part)
+        yield _checked(external_id, pages, seen)
+
+
+def _checked(external_id: str, parts: Sequence[LangChainDocument], seen: set[int]) -> Document | LoadFailure:
+    if hash(external_id) in seen:
+        return LoadFailure(external_id, f"two documents have the id {external_id!r}; set metadata['id']")
+    seen.add(hash(external_id))
+    try:
+        return _to_ours(external_id, parts)
+    except InputError as error:
+        return LoadFailure(external_id, error.message)
 
 
 def _to_ours(external_id: str, parts: Sequence[LangChainDocument]) -> Document:
-    metadata = parts[0].metadata
-    starts = [0]
-    for part in parts[:-1]:
-        starts.append(starts[-1] + len(part.page_content) + 2)
-    source = str(metadata.get("source", external_id))
-    return Document(
+    """One document. Metadata are plain data, whatever they look like: nothing in them is ever brought to life (A15)."""
+    values = {name: value for name, value in parts[0].metadata.items() if name not in ("page", "page_label")}
+    source = str(values.get("source") or external_id)
+    text = paged([part.page_content for part in parts])
+    return make_document(
+        values,
         external_id=external_id,
-        title=str(metadata.get("title") or PurePath(source).stem or external_id),
-        text="\n\n".join(part.page_content for part in parts),
+        title=PurePath(source).stem or external_id,
+        text=text.text,
         source=source,
-        metadata={str(key): value for key, value in metadata.items() if isinstance(value, str | int | float | bool)},
-        pages=tuple(starts) if "page" in metadata else (),
+        media_type="text/plain",
+        pages=text.pages if "page" in parts[0].metadata else (),
+        notes=text.notes,
     )
 
 
 def _external_id(document: LangChainDocument) -> str:
-    given = document.metadata.get("id") or document.id or document.metadata.get("source")
+    """Stable from run to run: what the loader says it is, where it came from, or else what it holds."""
+    metadata = document.metadata
+    given = metadata.get("id") or document.id or metadata.get("source")
+    if given and given == metadata.get("source"):  # loaders of tables and lists give every row the source of all
+        given = next((f"{given}#{name} {metadata[name]}" for name in ("row", "seq_num") if name in metadata), given)
     return str(given or hashlib.sha256(document.page_content.encode("utf-8", "replace")).hexdigest()[:16])
 
 

@@ -120,7 +120,8 @@ def canonical(value: Any) -> str:
 def plan_fields(plan: Plan) -> dict[str, Any]:
     """The plan as plain values."""
     values = asdict(plan)
-    values["as_of"] = plan.as_of.isoformat() if plan.as_of else None
+    for moment in ("as_of", "known_at"):
+        values[moment] = values[moment] and values[moment].isoformat()
     values["scores"] = {name: round(score, 4) for name, score in plan.scores.items()}
     return values
 
@@ -297,9 +298,9 @@ def _row_faults(row: Any, tenant: str, expected: int, previous: str) -> list[str
 
 
 def _is_own_fault(failure: LedgerError) -> bool:
-    """True when PostgreSQL serves but refuses a value (SQLSTATE classes 22 and 23), such as an identifier used twice."""
+    """True when PostgreSQL serves but refuses a value: an identifier used twice, a tenant that does not exist."""
     cause = failure.__cause__ and failure.__cause__.__cause__
-    return (getattr(cause, "sqlstate", None) or "")[:2] in ("22", "23")
+    return (getattr(cause, "sqlstate", None) or "")[:2] in ("22", "23", "P0")
 
 
 def _log_failure(future: asyncio.Future[None]) -> None:

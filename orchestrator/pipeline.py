@@ -25,10 +25,25 @@ from orchestrator.errors import (
 )
 from orchestrator.ledger import Record, intent_record, outcome_record
 from orchestrator.prompts import Catalogue
-from orchestrator.protocols import Embedder, Engine, Store, Tokens
+from orchestrator.protocols import Embedder, Engine, Tokens
 from orchestrator.router import Router
 from orchestrator.settings import Settings
-from orchestrator.types import Adapter, Answer, Completion, Delta, Event, Generation, Passage, Plan, Query, SearchRequest, Usage
+from orchestrator.types import (
+    Adapter,
+    Answer,
+    Citation,
+    Completion,
+    Delta,
+    Event,
+    Generation,
+    Passage,
+    Plan,
+    Query,
+    SearchMode,
+    SearchRequest,
+    SearchResult,
+    Usage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +67,18 @@ class Serving(Protocol):
 
     def forget(self, adapter: str | None) -> None:
         """The engine did not know the adapter: look again next time."""
+        ...
+
+
+class Searcher(Protocol):
+    """Finds passages; knowledge.retrieve.Retriever is the real one."""
+
+    async def search(self, request: SearchRequest, *, excerpts: bool = False) -> SearchResult:
+        """The k best passages, best first."""
+        ...
+
+    async def mark_changes(self, request: SearchRequest, citations: Sequence[Citation]) -> tuple[Citation, ...]:
+        """The citations, each with what a newer version made of its paragraph."""
         ...
 
 
@@ -79,7 +106,7 @@ class Pipeline:
     catalogue: Catalogue
     router: Router
     embedder: Embedder
-    store: Store
+    searcher: Searcher
     serving: Serving
     ledger: Recorder
     tokens: Tokens | None = None
@@ -89,15 +116,14 @@ class Pipeline:
         plan, _ = await self._plan(query, Clock())
         return plan
 
-    async def search(self, query: Query) -> tuple[Passage, ...]:
+    async def search(self, query: Query, *, mode: SearchMode = "hybrid", excerpts: bool = False) -> SearchResult:
         """The passages for a query, without asking a model."""
         check_query(query, self.settings)
-        (vector,) = await self.embedder.embed([query.text])
-        collection = query.collection or self.settings.collection
         request = SearchRequest(
-            query.text, vector, collection, query.k or 10, query.tenant, query.as_of, query.known_at, query.where
-        )
-        return tuple(await self.store.search(request))
+            query.text, (), query.collection or self.settings.collection, query.k or 10, query.tenant,
+            query.as_of, query.known_at, query.where, mode,
+        )  # fmt: skip
+        return await self.searcher.search(request, excerpts=excerpts)
 
     async def ask(self, query: Query) -> Answer:
         """The checked answer."""
@@ -155,19 +181,26 @@ class Pipeline:
             yield Delta(reply)
             yield await self._close(run, clock, Answer(query.id, reply, None, (), plan))
             return
-        passages = await self._find(query, plan, vector, clock)
+        found = await self._find(query, plan, vector, clock)
+        passages = found.passages
         contract = self.catalogue.contract(plan.contract or "")
-        served = await self._serve(plan) if passages or not plan.retrieves else None
+        suffices = found.sufficiency is None or found.sufficiency >= plan.min_sufficiency
+        served = await self._serve(plan) if passages and suffices or not plan.retrieves else None
         clock.mark("serve")
         composition = await self._compose(query, plan, passages, served) if served else Composition((), ())
         clock.mark("compose")
         if served is None or (plan.retrieves and not composition.passages):
-            nothing = refusal(contract, ("passages_too_long" if passages else "no_passages",))
-            await self._begin(run, intent_record(query, plan))
+            reason = "no_passages" if not passages else "passages_too_long" if suffices else "passages_insufficient"
+            nothing = refusal(contract, (reason,))
+            await self._begin(run, intent_record(query, plan, passages))
             yield plan
             yield Delta(nothing.text)
             yield await self._close(
-                run, clock, Answer(query.id, nothing.text, nothing.data, (), plan, flags=nothing.flags)
+                run,
+                clock,
+                Answer(
+                    query.id, nothing.text, nothing.data, (), plan, flags=nothing.flags, sufficiency=found.sufficiency
+                ),
             )
             return
         generation = Generation(
@@ -187,7 +220,7 @@ class Pipeline:
         )
         yield plan
         # Closed with us: an inner generator that is only dropped would let the model run on until it is collected.
-        async with aclosing(self._generate(run, clock, plan, contract, composition, served, generation)) as events:
+        async with aclosing(self._generate(run, clock, plan, contract, composition, served, generation, found)) as events:
             async for event in events:
                 yield event
 
@@ -200,6 +233,7 @@ class Pipeline:
         composition: Composition,
         served: Served,
         generation: Generation,
+        found: SearchResult,
     ) -> AsyncGenerator[Event]:
         answer_text = AnswerStream(contract)
         shown = ""
@@ -233,7 +267,8 @@ class Pipeline:
                 id=run.query.id,
                 text=checked.text,
                 data=checked.data,
-                citations=checked.citations,
+                citations=await self._noted(run.query, plan, checked.citations),
+                sufficiency=found.sufficiency,
                 plan=plan,
                 passages=composition.passages,
                 adapter=served.adapter.served_name if served.adapter else None,
@@ -258,15 +293,18 @@ class Pipeline:
 
     async def _find(
         self, query: Query, plan: Plan, vector: Sequence[float] | None, clock: Clock
-    ) -> tuple[Passage, ...]:
+    ) -> SearchResult:
         if not plan.retrieves or vector is None:
-            return ()
-        request = SearchRequest(
-            query.text, vector, plan.collection or "", plan.k, query.tenant, plan.as_of, plan.known_at, plan.where
-        )
-        passages = await self.store.search(request)
+            return SearchResult(())
+        found = await self.searcher.search(_request(query, plan, vector))
         clock.mark("search")
-        return tuple(passages)
+        return found
+
+    async def _noted(self, query: Query, plan: Plan, citations: tuple[Citation, ...]) -> tuple[Citation, ...]:
+        """An answer about the past says of each citation what has become of it."""
+        if not citations or plan.as_of is None and plan.known_at is None:
+            return citations
+        return await self.searcher.mark_changes(_request(query, plan, ()), citations)
 
     async def _serve(self, plan: Plan) -> Served:
         try:
@@ -376,6 +414,12 @@ class Clock:
         spent = now - (self.started if since_start else self.last)
         self.marks[stage] = round(self.marks.get(stage, 0.0) * (not since_start) + spent * 1000, 3)
         self.last = now
+
+
+def _request(query: Query, plan: Plan, vector: Sequence[float]) -> SearchRequest:
+    return SearchRequest(
+        query.text, vector, plan.collection or "", plan.k, query.tenant, plan.as_of, plan.known_at, plan.where
+    )
 
 
 def check_query(query: Query, settings: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from orchestrator.types import Completion, Generation, Passage, SearchRequest
+from orchestrator.types import ChunkVectors, Completion, Generation, Passage, QuestionVectors, SearchRequest
 
 
 @runtime_checkable
@@ -28,6 +28,24 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class TokenEmbedder(Embedder, Protocol):
+    """An embedder that can also give a vector for each token of a text."""
+
+    @property
+    def letters_per_piece(self) -> tuple[float, float]:
+        """Letters to a piece of the tokenizer: below the first a text is foreign to the model, above the second it is not."""
+        ...
+
+    async def embed_tokens(self, texts: Sequence[str]) -> list[ChunkVectors]:
+        """Unit vector and packed token vectors of each text, in order, for storing."""
+        ...
+
+    async def embed_question(self, text: str) -> QuestionVectors:
+        """Unit vector and token vectors of a question; asked again soon, or after ``embed([text])``, no model runs."""
+        ...
+
+
+@runtime_checkable
 class Reranker(Protocol):
     """Orders passages anew for one query."""
 
@@ -40,7 +58,7 @@ class Reranker(Protocol):
 class Store(Protocol):
     """Finds passages."""
 
-    async def search(self, request: SearchRequest) -> list[Passage]:
+    async def search(self, request: SearchRequest) -> Sequence[Passage]:
         """The k best passages that were valid at ``as_of`` (now when None), as known at ``known_at``, best first."""
         ...
 

@@ -25,12 +25,3 @@ insert into schema_migrations (name, sha256) values (%(name)s, %(sha256)s);
 -- name: pgvector-version
 -- The installed version when there is one, else the one that `create extension` would install.
 select coalesce(installed_version, default_version) as version from pg_available_extensions where name = 'vector';
-
--- name: use-tenant
-select use_tenant(%(tenant)s);
-
--- name: leave-role
-set local role none;
-
--- name: add-tenant
-insert into tenants (name) values (%(tenant)s) on conflict (name) do nothing;

@@ -32,6 +32,9 @@ class Settings:
     )
     adapters_dir: Path | None = _setting(None, "Where trained adapters are kept; `adapters` under home when unset.")
     database_url: str | None = _setting(None, "PostgreSQL with pgvector; embedded when unset.", secret=True)
+    owner_database_url: str | None = _setting(
+        None, "Login that owns the tables, for migrations and maintenance; database_url when unset.", secret=True
+    )
     pool_size: int = _setting(8, "Connections to PostgreSQL, at most.")
     engine_url: str | None = _setting(None, "Base URL of a vLLM server, without /v1; embedded when unset.")
     engine_api_key: str | None = _setting(None, "Key that the vLLM server asks for.", secret=True)
@@ -45,6 +48,22 @@ class Settings:
     embedder_url: str | None = _setting(None, "Base URL of an OpenAI-compatible embeddings server, without /v1.")
     embedder_api_key: str | None = _setting(None, "Key of the embeddings server.", secret=True)
     embedder_dimensions: int = _setting(384, "Length of the vectors of the embeddings server's model.")
+    next_embedder: str | None = _setting(
+        None, "Embedder whose space `collections reembed` fills; searched as soon as a collection is switched to it."
+    )
+    next_embedder_url: str | None = _setting(None, "Its base URL, as embedder_url.")
+    next_embedder_api_key: str | None = _setting(None, "Its key.", secret=True)
+    next_embedder_dimensions: int = _setting(384, "Length of its vectors.")
+    reranker: str = _setting(
+        "maxsim",
+        "What orders the candidates anew: `maxsim` (token vectors of the embedder), `cross-encoder` (packaged), `none`, "
+        "or the name of a model at reranker_url or of sentence-transformers.",
+    )
+    reranker_url: str | None = _setting(None, "Base URL of a server with /v1/rerank or /rerank (vLLM, TEI, Cohere).")
+    reranker_api_key: str | None = _setting(None, "Key of the re-ranking server.", secret=True)
+    rerank_budget_ms: int = _setting(
+        250, "Longest time that re-ranking may take; after it the order of the first stage is kept."
+    )
     collection: str = _setting("default", "Collection that is used when none is named.")
     tenant: str = _setting("default", "Tenant whose ledger and collections are used.")
     api_keys: tuple[str, ...] = _setting(

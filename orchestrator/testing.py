@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import AdapterUnavailableError, LedgerError
 from orchestrator.ledger import Record
 from orchestrator.pipeline import Served
-from orchestrator.types import Adapter, Completion, Generation, Passage, SearchRequest, Usage
+from orchestrator.types import Adapter, Citation, Completion, Generation, Passage, SearchRequest, SearchResult, Usage
 
 Script = Sequence[str | Exception | asyncio.Event | Completion]
 
@@ -55,15 +55,23 @@ class HashEmbedder:
 class MemoryStore:
     """Passages in lists, one per collection; finds those that share most words with the question."""
 
-    def __init__(self, collections: Mapping[str, Sequence[Passage]] | None = None) -> None:
+    def __init__(
+        self, collections: Mapping[str, Sequence[Passage]] | None = None, sufficiency: float | None = None
+    ) -> None:
         self.collections = dict(collections or {})
+        self.sufficiency = sufficiency
 
-    async def search(self, request: SearchRequest) -> list[Passage]:
+    async def search(self, request: SearchRequest, *, excerpts: bool = False) -> SearchResult:
         """The k passages valid at ``as_of`` that share most words with the text; equal ones in the order given."""
         moment = request.as_of or datetime.now(UTC)
         valid = [passage for passage in self.collections.get(request.collection, ()) if _is_valid(passage, moment)]
         wanted = set(re.findall(r"\w+", request.text.lower()))
-        return sorted(valid, key=lambda passage: -len(wanted & set(re.findall(r"\w+", passage.text.lower()))))[: request.k]
+        found = sorted(valid, key=lambda passage: -len(wanted & set(re.findall(r"\w+", passage.text.lower()))))
+        return SearchResult(tuple(found[: request.k]), self.sufficiency)
+
+    async def mark_changes(self, request: SearchRequest, citations: Sequence[Citation]) -> tuple[Citation, ...]:
+        """The citations as they are: nothing here has a newer version."""
+        return tuple(citations)
 
 
 class ScriptedEngine:

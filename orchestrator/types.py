@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 Role = Literal["system", "user", "assistant"]
 Action = Literal["answer", "clarify", "refuse"]
@@ -88,6 +88,7 @@ class Plan:
     as_of: datetime | None = None
     known_at: datetime | None = None
     where: Mapping[str, Any] | None = None
+    min_sufficiency: float = 0.0
     budget_tokens: int = 0
     max_tokens: int = 0
     temperature: float = 0.0
@@ -145,6 +146,26 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkVectors:
+    """A text as it is stored: its unit vector, and one bit per dimension and token (``packed``), see knowledge/rerank.py."""
+
+    vector: Sequence[float]
+    packed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionVectors:
+    """A question as it is searched with: its unit vector, and the unit vectors of its tokens (float32, row by row).
+
+    ``weights``: how much each token says before any passage is seen, from 0 to 1.
+    """
+
+    vector: Sequence[float]
+    tokens: bytes = field(repr=False)
+    weights: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class SearchRequest:
     """What a store is asked for. ``vector``: the question's unit vector; ``with_tokens``: passages carry token vectors."""
 
@@ -157,6 +178,7 @@ class SearchRequest:
     known_at: datetime | None = None
     where: Mapping[str, Any] | None = None
     mode: SearchMode = "hybrid"
+    dense_weight: float | None = None  # in place of what the collection has learnt
     with_tokens: bool = False
 
 
@@ -185,6 +207,24 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchResult(Sequence[Passage]):
+    """The passages of one search, best first. ``sufficiency``: how likely they hold what is asked, from 0 to 1."""
+
+    passages: tuple[Passage, ...]
+    sufficiency: float | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> Passage: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Passage, ...]: ...
+    def __getitem__(self, index: int | slice) -> Passage | tuple[Passage, ...]:
+        return self.passages[index]
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+
+@dataclass(frozen=True, slots=True)
 class Citation:
     """A passage that an answer rests on, looked up and never guessed: ``version text[span] == quote``."""
 
@@ -198,6 +238,8 @@ class Citation:
     quote_sha256: str
     title: str = ""
     page: int | None = None
+    changed_in: int | None = None  # the version since which its paragraph is no longer so, when asked as of a past time
+    now: str | None = None  # what the paragraph says today; empty when it is gone, None when it stands or was not looked up
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +312,7 @@ class Answer:
     flags: tuple[str, ...] = ()
     finish_reason: str = "stop"
     usage: Usage = Usage()
+    sufficiency: float | None = None  # of the passages, as the search estimated it
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -13,6 +13,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ("tests.postgres_fixtures",)
+
 hypothesis.settings.register_profile("ours", deadline=None)  # tests assert behaviour, never wall-clock time
 hypothesis.settings.load_profile("ours")
 

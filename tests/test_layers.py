@@ -18,27 +18,27 @@ LAYERS = [
     ["types", "errors"],  # words
     ["failpoints", "resources", "settings", "protocols"],  # seams
     ["contract", "prompts", "compose", "citations", "check"],  # text: no network, no database
-    ["database", "migrate", "ledger", "tokens", "engine", "launch"],  # world
+    ["database", "migrate", "tenants", "ledger", "tokens", "engine", "launch"],  # world
     ["knowledge", "behaviour"],  # the two layers; they never import each other, see STRANGERS
-    ["router", "pipeline"],  # centre
+    ["router", "pipeline", "evaluation"],  # centre
     ["serving", "app", "doctor"],  # face
-    ["api", "cli", "langchain"],  # edges
+    ["api", "langchain_store", "langchain", "cli"],  # edges
 ]
 FREE = {"testing", "__main__"}  # fakes stand in for modules of any layer, __main__ only starts the command line
 STRANGERS = {("knowledge", "behaviour"), ("behaviour", "knowledge")}
 
 # Each outside library has its doors: modules, or packages with everything below.
 DOORS = {
-    "aiohttp": {"engine", "knowledge.embed", "launch.watch"},
+    "aiohttp": {"engine", "knowledge.embed", "knowledge.rerank", "knowledge.fetch", "launch.watch"},
     "charset_normalizer": {"knowledge.decode"},
     "click": {"cli"},
     "docx": {"knowledge.parse"},
     "gguf": {"launch.smollm2"},
     "jsonschema_rs": {"contract"},
-    "langchain_core": {"langchain"},
+    "langchain_core": {"langchain", "langchain_store"},
     "numpy": {"router", "knowledge", "behaviour", "launch.minilm"},
     "onnx": {"launch.minilm"},
-    "onnxruntime": {"knowledge.embed"},
+    "onnxruntime": {"knowledge.embed", "knowledge.rerank"},
     "orjson": {"engine", "knowledge", "behaviour", "launch", "api"},
     "peft": {"behaviour"},
     "pgvector": {"knowledge.store"},
@@ -47,13 +47,15 @@ DOORS = {
     "psycopg": {"database"},
     "psycopg_pool": {"database"},
     "scipy": {"behaviour.measure"},
+    "py3langid": {"knowledge.lexical"},
     "pydantic": {"langchain"},
+    "sentence_transformers": {"knowledge.rerank"},
     "pypdf": {"knowledge.parse"},
     "rich": {"cli"},
     "safetensors": {"behaviour"},
     "selectolax": {"knowledge.html"},
     "starlette": {"api"},
-    "tokenizers": {"tokens", "knowledge.embed", "launch.smollm2"},
+    "tokenizers": {"tokens", "knowledge.embed", "knowledge.rerank", "launch.smollm2"},
     "torch": {"behaviour", "launch.smollm2", "launch.lora_cpu"},  # launch: in a child process of its own
     "transformers": {"behaviour", "launch.smollm2"},
     "uvicorn": {"api"},

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,13 +38,21 @@ from orchestrator.api.schema import (
     parse_json,
 )
 from orchestrator.api.stream import EventStream, while_connected
-from orchestrator.errors import InputError, LaunchError, OrchestratorError, TooLargeError, UnknownNameError
+from orchestrator.errors import (
+    DatabaseError,
+    InputError,
+    LaunchError,
+    OrchestratorError,
+    TooLargeError,
+    UnknownNameError,
+)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 MAX_BODY_BYTES = 2_000_000
 BODY_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 2.0
 DRAIN_S = 30
+TENANT = "orchestrator.tenant"  # where the scope says for whom a request works
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +66,7 @@ def create_app(service: Service, *, base_url: str | None = None) -> Starlette:
     api = Api(service, base)
     return Starlette(
         routes=api.routes(),
-        middleware=[Middleware(RequireKey, keys=settings.api_keys)],
+        middleware=[Middleware(RequireKey, service=service)],
         exception_handlers={
             OrchestratorError: _answer_error,
             HTTPException: _answer_http_error,
@@ -69,39 +77,56 @@ def create_app(service: Service, *, base_url: str | None = None) -> Starlette:
 
 
 class RequireKey:
-    """Refuses every request without a key, decided from the path that is routed, never from a Host header (row A1).
+    """Finds the tenant of a request's key, or refuses it; decided from the path that is routed, never from a Host header.
 
-    Without keys everything is open. ``/healthz`` and ``/readyz`` always are.
+    A key of the settings is the settings' tenant's. Where there are neither such keys nor any of a tenant, everybody
+    is that tenant. ``/healthz`` and ``/readyz`` are always open (rows A1, A2, B9).
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._tenant = service.settings.tenant
+        self._keys = service.keys
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on what may pass."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._may_pass(scope)):
+        """Passes on what may pass, with its tenant."""
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            error = InputError("this server asks for a key: send it as Authorization: Bearer KEY")
-            error.code, error.http_status = "invalid_api_key", 401
-            await _json(error_body(error), 401, {**error_headers(error), "www-authenticate": "Bearer"})(
-                scope, receive, send
-            )
-        else:
+        elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
+        elif scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
+            await self.app(scope, receive, send)
+        else:
+            try:
+                scope[TENANT] = await self._find_tenant(scope)
+            except OrchestratorError as error:
+                challenge = {"www-authenticate": "Bearer"} if error.http_status == 401 else {}
+                refusal = _json(error_body(error), error.http_status, {**error_headers(error), **challenge})
+                await refusal(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        if not self._digests:
-            return True
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN_PATHS:
-            return True
+    async def _find_tenant(self, scope: Scope) -> str:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        digest = hashlib.sha256(key.strip()).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        key = key.strip() if scheme.lower() == b"bearer" else b""
+        digest = hashlib.sha256(key).digest()
+        if any([hmac.compare_digest(digest, known) for known in self._digests]):
+            return self._tenant
+        tenant = None
+        try:
+            if self._keys is not None and key.isascii():
+                tenant = await self._keys.tenant_of(key.decode())
+            is_open = not self._digests and (self._keys is None or not await self._keys.are_issued())
+        except DatabaseError as error:  # its message names the database's host, which is nothing for a stranger
+            logger.error("a key could not be checked: %s", error.message)
+            raise DatabaseError("keys cannot be checked now; try again") from error
+        if tenant is None and not is_open:
+            refused = InputError("this server asks for a key: send it as Authorization: Bearer KEY")
+            refused.code, refused.http_status = "invalid_api_key", 401
+            raise refused
+        return tenant or self._tenant
 
 
 class Api:
@@ -111,6 +136,7 @@ class Api:
         self._service = service
         self._base_url = base_url
         self._created = int(time.time())
+        self._tenants: dict[str, Service] = {}
 
     def routes(self) -> list[Route]:
         """Every path there is."""
@@ -141,31 +167,33 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """What a client may name as model."""
-        return _json(models_body(await self._names(), self._created))
+        return _json(models_body(await self._names(request), self._created))
 
     async def model(self, request: Request) -> Response:
         """One model."""
         name = request.path_params["model"]
-        if name not in await self._names():
+        if name not in await self._names(request):
             error = UnknownNameError(f"The model {name[:80]!r} does not exist", param="model")
             error.code = "model_not_found"
             raise error
         return _json(model_body(name, self._created))
 
     async def embeddings(self, request: Request) -> Response:
-        """Vectors of texts."""
+        """Vectors of the caller's own texts; the one place where vectors leave (row B12)."""
+        service = self._for(request)
         body = parse_json(await _read_body(request))
-        wanted = parse_embedding(body, self._service.embedding_model, self._service.settings.max_question_chars)
-        vectors = await while_connected(request.receive, self._service.embed(list(wanted.texts)))
+        wanted = parse_embedding(body, service.embedding_model, service.settings.max_question_chars)
+        vectors = await while_connected(request.receive, service.embed(list(wanted.texts)))
         return _json(embeddings_body(wanted, vectors))
 
     async def chat(self, request: Request) -> Any:
         """An answer, at once or streamed; it is in the ledger before the last byte leaves."""
+        service = self._for(request)
         body = parse_json(await _read_body(request))
-        chat = parse_chat(body, self._service.catalogue, self._service.settings.tenant)
+        chat = parse_chat(body, service.catalogue, service.settings.tenant)
         if chat.stream:
-            return EventStream(self._service, chat, self._base_url)
-        answer = await while_connected(request.receive, self._service.answer(chat.query))
+            return EventStream(service, chat, self._base_url)
+        answer = await while_connected(request.receive, service.answer(chat.query))
         return _json(
             completion_body(answer, chat, int(time.time()), self._base_url), headers={"x-request-id": answer.id}
         )
@@ -175,12 +203,20 @@ class Api:
         document_id, number = request.path_params["document_id"], request.path_params["number"]
         if not document_id.isprintable() or not number.isascii() or not number.isdigit() or len(number) > 9:
             raise UnknownNameError("there is no document version of that name", param="document_id")
-        version = await self._service.document_version(document_id, int(number))
+        version = await self._for(request).document_version(document_id, int(number))
         safe = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
         return Response(version.text, headers=safe, media_type="text/plain")
 
-    async def _names(self) -> list[str]:
-        return [*await self._service.model_names(), self._service.embedding_model]
+    def _for(self, request: Request) -> Service:
+        """The service of the request's tenant. Without one there is none: no endpoint can forget to ask for whom."""
+        tenant: str = request.scope[TENANT]
+        if tenant not in self._tenants:
+            self._tenants[tenant] = self._service.of(tenant)
+        return self._tenants[tenant]
+
+    async def _names(self, request: Request) -> list[str]:
+        service = self._for(request)
+        return [*await service.model_names(), service.embedding_model]
 
 
 async def serve(

@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from urllib.parse import quote
 
 import orjson
@@ -69,7 +69,7 @@ _CHAT_KEYS = frozenset(
     }
 )
 _MESSAGE_KEYS = frozenset({"annotations", "audio", "content", "function_call", "name", "refusal", "role", "tool_calls"})
-_OWN_KEYS = frozenset({"as_of", "collection", "k", "route"})
+_OWN_KEYS = frozenset({"as_of", "collection", "k", "known_at", "route", "where"})
 _EMBEDDING_KEYS = frozenset({"dimensions", "encoding_format", "input", "model", "user"})
 # A retry brings the same error: the official client is told so, else it would try each 5xx twice more (row F2).
 _FINAL_CODES = frozenset(
@@ -77,8 +77,29 @@ _FINAL_CODES = frozenset(
 )
 
 
+class TenantKeys(Protocol):
+    """Finds the tenant of a key; ``orchestrator.tenants.Keys`` is the real one."""
+
+    async def tenant_of(self, key: str) -> str | None:
+        """The tenant's name; None when it is no key of anybody. Raises DatabaseError."""
+        ...
+
+    async def are_issued(self) -> bool:
+        """Whether any tenant ever got a key: then nobody is let in without one. Raises DatabaseError."""
+        ...
+
+
 class Service(Protocol):
     """What the server asks of an open Orchestrator."""
+
+    def of(self, tenant: str) -> Self:
+        """The same for another tenant."""
+        ...
+
+    @property
+    def keys(self) -> TenantKeys | None:
+        """Keys that tenants have beside those of the settings."""
+        ...
 
     @property
     def settings(self) -> Settings:
@@ -184,7 +205,9 @@ def parse_chat(body: Json, catalogue: Catalogue, tenant: str) -> ChatRequest:
         route=route or _name(own, "route"),
         collection=_name(own, "collection"),
         adapter=adapter,
-        as_of=_moment(own.get("as_of")),
+        as_of=_moment(own, "as_of"),
+        known_at=_moment(own, "known_at"),
+        where=_object(own, "where", "orchestrator.") or None,
         k=_integer(own, "k", 1, MAX_K, "orchestrator."),
         max_tokens=_integer(body, "max_completion_tokens", 1) or _integer(body, "max_tokens", 1),
         temperature=_number(body, "temperature", 0, 2),
@@ -317,6 +340,7 @@ def own_fields(answer: Answer, ignored: Sequence[str] = ()) -> Json:
         "citations": [asdict(citation) for citation in answer.citations],
         "passages": [_passage_fields(number, passage) for number, passage in enumerate(answer.passages, 1)],
         "flags": list(answer.flags),
+        "sufficiency": answer.sufficiency,
         "degraded": answer.degraded,
         "adapter": answer.adapter,
         "model": answer.model,
@@ -481,12 +505,12 @@ def _refuse_unknown(body: Json, known: frozenset[str] | set[str], prefix: str = 
         raise InputError(f"unknown parameter {prefix + _short(key)!r}", param=prefix + _short(key))
 
 
-def _object(body: Json, key: str) -> Json:
+def _object(body: Json, key: str, prefix: str = "") -> Json:
     value = body.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InputError(f"{key} must be an object", param=key)
+        raise InputError(f"{prefix}{key} must be an object", param=prefix + key)
     return value
 
 
@@ -531,15 +555,14 @@ def _number(body: Json, key: str, low: float, high: float) -> float | None:
     return float(value)
 
 
-def _moment(value: Any) -> Any:
+def _moment(own: Json, key: str) -> Any:
+    value, name = own.get(key), f"orchestrator.{key}"
     if value is not None and not isinstance(value, str):
-        raise InputError("orchestrator.as_of must be an ISO date or time", param="orchestrator.as_of")
+        raise InputError(f"{name} must be an ISO date or time", param=name)
     try:
         return end_of(value)
     except ValueError as error:
-        raise InputError(
-            "orchestrator.as_of must be an ISO date or time, such as 2025-03-01", param="orchestrator.as_of"
-        ) from error
+        raise InputError(f"{name} must be an ISO date or time, such as 2025-03-01", param=name) from error
 
 
 def _passage_fields(number: int, passage: Passage) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -11,11 +12,13 @@ from rich.table import Table
 from orchestrator import ledger
 from orchestrator.app import Orchestrator, open_database
 from orchestrator.cli.output import Output, command, literal
-from orchestrator.errors import LedgerError
+from orchestrator.errors import InputError, LedgerError
 from orchestrator.settings import Settings
 from orchestrator.types import Answer, Delta, Passage
 
 as_of_option = click.option("--as-of", metavar="DATE", help="Answer as of this date or time (ISO 8601).")
+known_at_option = click.option("--known-at", metavar="TIME", help="As it was known at this date or time (ISO 8601).")
+where_option = click.option("--where", metavar="JSON", help='Filter on metadata: \'{"department": "HR", "year": {"gte": 2020}}\'.')
 collection_option = click.option("--collection", metavar="C", help="Collection; the configured one when not given.")
 
 
@@ -24,6 +27,8 @@ collection_option = click.option("--collection", metavar="C", help="Collection; 
 @click.option("--route", metavar="R", help="Pin the route instead of letting the router decide.")
 @click.option("--adapter", metavar="A", help="Pin the adapter: a name or name--digest12.")
 @as_of_option
+@known_at_option
+@where_option
 @collection_option
 @click.option("-k", type=click.IntRange(1, 100), help="Passages to retrieve.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
@@ -33,6 +38,7 @@ collection_option = click.option("--collection", metavar="C", help="Collection; 
 async def ask(output: Output, settings: Settings, question: str, stream: bool, explain: bool, **options: Any) -> None:
     """Answer QUESTION from the documents, with citations."""
     options = {name: value for name, value in options.items() if value is not None}
+    options["where"] = read_filter(options.get("where"))
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
         if (await orchestrator.plan(question, **options)).action == "answer":
             await orchestrator.serving.resolve(
@@ -54,19 +60,36 @@ async def ask(output: Output, settings: Settings, question: str, stream: bool, e
 @click.argument("text")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1, 100), help="Passages to find.")
 @as_of_option
+@known_at_option
+@where_option
 @collection_option
+@click.option(
+    "--mode", type=click.Choice(["hybrid", "lexical", "dense"]), default="hybrid", show_default=True, help="Which side finds."
+)
+@click.option("--excerpts", is_flag=True, help="Only the sentences that bear on TEXT, joined where they stand close.")
 @click.option("--explain", is_flag=True, help="Show the score of every stage.")
 @command
-async def search(
-    output: Output, settings: Settings, text: str, k: int, as_of: str | None, collection: str | None, explain: bool
-) -> None:
+async def search(output: Output, settings: Settings, text: str, where: str | None, explain: bool, **options: Any) -> None:
     """Find passages for TEXT without asking a model."""
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
-        passages = await orchestrator.search(text, k=k, as_of=as_of, collection=collection)
+        found = await orchestrator.search(text, where=read_filter(where), **options)
     output.emit(
-        {"passages": [passage_fields(passage) for passage in passages]},
-        lambda console: print_passages(console, passages, explain),
+        {"passages": [passage_fields(passage) for passage in found], "sufficiency": found.sufficiency},
+        lambda console: print_passages(console, found, explain),
     )
+
+
+def read_filter(text: str | None) -> dict[str, Any] | None:
+    """The filter of ``--where``. Raises InputError when it is not a JSON object."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--where is not JSON: {error}", param="where") from error
+    if not isinstance(found, dict):
+        raise InputError('--where must be a JSON object such as {"department": "HR"}', param="where")
+    return found
 
 
 @click.command()
@@ -136,6 +159,7 @@ def answer_fields(answer: Answer) -> dict[str, Any]:
         "model": answer.model,
         "degraded": answer.degraded,
         "flags": answer.flags,
+        "sufficiency": answer.sufficiency,
         "finish_reason": answer.finish_reason,
         "passages": [passage_fields(passage) for passage in answer.passages],
         "usage": answer.usage,
@@ -146,7 +170,7 @@ def answer_fields(answer: Answer) -> dict[str, Any]:
 def passage_fields(passage: Passage) -> dict[str, Any]:
     """A passage as ``search --json`` prints it."""
     names = ("document_id", "external_id", "version", "chunk_id", "text", "score", "scores", "span", "title")
-    more = ("paragraph", "heading_path", "page", "source", "valid_from", "valid_to")
+    more = ("paragraph", "heading_path", "page", "source", "valid_from", "valid_to", "context", "metadata")
     return {name: getattr(passage, name) for name in (*names, *more)}
 
 
@@ -157,6 +181,9 @@ def print_answer(console: Console, answer: Answer, explain: bool, with_text: boo
     for citation in answer.citations:
         where = f"  [{citation.number}] {citation.external_id} v{citation.version}, paragraph {citation.paragraph + 1}"
         console.print(f"{where}: “{citation.quote}”", style="cyan", markup=False)
+        if citation.changed_in is not None:
+            now = f"now “{citation.now}”" if citation.now else "gone now"
+            console.print(f"      changed in version {citation.changed_in}: {now}", style="yellow", markup=False)
     if answer.degraded:
         console.print(f"  degraded: {answer.degraded}", style="yellow", markup=False)
     if answer.flags:
@@ -165,6 +192,8 @@ def print_answer(console: Console, answer: Answer, explain: bool, with_text: boo
         return
     console.print(f"  route {answer.route}: {answer.plan.reason}", style="dim", markup=False)
     timings = ", ".join(f"{stage} {spent:.0f}" for stage, spent in answer.timings_ms.items())
+    if answer.sufficiency is not None:
+        console.print(f"  passages suffice with probability {answer.sufficiency:.2f}", style="dim", markup=False)
     console.print(f"  model {answer.model or 'none'}; ms: {timings}", style="dim", markup=False)
     console.print(f"  audit record: orchestrator audit show {answer.id}", style="dim", markup=False)
     print_passages(console, answer.passages, explain=True)
@@ -174,6 +203,8 @@ def print_passages(console: Console, passages: Any, explain: bool) -> None:
     """Passages for a person, best first."""
     if not passages:
         console.print("nothing found")
+    elif explain and getattr(passages, "sufficiency", None) is not None:
+        console.print(f"the passages hold what is asked with probability {passages.sufficiency:.2f}", style="dim")
     for number, passage in enumerate(passages, 1):
         where = f"{passage.external_id} v{passage.version} [{passage.span[0]}:{passage.span[1]}]"
         console.print(f"{number:2}. {passage.score:.3f} {where} {passage.title}", style="cyan", markup=False)

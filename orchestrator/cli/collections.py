@@ -51,7 +51,7 @@ async def collections_show(output: Output, settings: Settings, collection: str) 
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
         stats = await store.stats(collection)
-        rows = await spaces.list_spaces(store.database, await store.collection(collection))
+        rows = await spaces.list_spaces(database.of(settings.tenant), await store.collection(collection))
 
     def table(console: Console) -> None:
         grid = Table("space", "serves", "vectors", "of chunks", "recall@10 before", "and after")
@@ -78,12 +78,12 @@ async def collections_reembed(output: Output, settings: Settings, collection: st
         target = await store.collection(collection)
         with output.bar("embedding") as update:
             done = await spaces.fill(
-                store.database, target, embedder, lambda count, total: update(count, total, embedder.space)
+                database.of(settings.tenant), target, embedder, lambda count, total: update(count, total, embedder.space)
             )
         judged = None
         if eval_set:
             current = await asyncio.to_thread(open_embedder, settings, output.say)
-            judged = await spaces.judge(store.database, target, embedder, current, _questions(eval_set))
+            judged = await spaces.judge(database.of(settings.tenant), target, embedder, current, _questions(eval_set))
     text = f"{embedder.space}: {done} chunks embedded"
     if judged:
         text += f"; recall@10 {judged.before:.3f} before, {judged.after:.3f} after ({judged.questions} questions)"
@@ -107,11 +107,11 @@ async def collections_switch(output: Output, settings: Settings, collection: str
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
         target = await store.collection(collection)
-        known = {row.space: row.judged for row in await spaces.list_spaces(store.database, target)}
+        known = {row.space: row.judged for row in await spaces.list_spaces(database.of(settings.tenant), target)}
         high = known.get(space, {}).get("high", 0.0)
         if high < 0 and not force:
             raise InputError(f"{space} is significantly worse on the eval set; --force switches all the same")
-        await spaces.switch(store.database, target, space)
+        await spaces.switch(database.of(settings.tenant), target, space)
     output.emit({"collection": collection, "space": space}, f"{collection} is served by {space}")
 
 
@@ -123,5 +123,5 @@ async def collections_drop_space(output: Output, settings: Settings, collection:
     """Remove the vectors of a space that does not serve."""
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
-        await spaces.drop(store.database, await store.collection(collection), space)
+        await spaces.drop(database.of(settings.tenant), await store.collection(collection), space)
     output.emit({"collection": collection, "dropped": space}, f"the vectors of {space} are removed")

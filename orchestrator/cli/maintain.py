@@ -8,7 +8,6 @@ from rich.table import Table
 
 from orchestrator.app import Orchestrator, open_database
 from orchestrator.cli.output import Output, command, literal
-from orchestrator.errors import StoreFaultError
 from orchestrator.knowledge import erase as erasing
 from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.verify import Fault, Verification
@@ -34,16 +33,15 @@ async def verify(output: Output, settings: Settings, collection: str | None, men
             async with Orchestrator.open(settings, progress=output.say) as opened:
                 target = await opened.store.collection(name)
                 found = await verify_collection(
-                    opened.store.database, target, mend=True, embedder=opened.embedder, progress=progress
+                    opened.database.of(settings.tenant), target, mend=True, embedder=opened.embedder, progress=progress
                 )
         else:
             async with open_database(settings) as database:
                 store = PgStore(database, settings.tenant)
-                found = await verify_collection(store.database, await store.collection(name), progress=progress)
+                found = await verify_collection(database.of(settings.tenant), await store.collection(name), progress=progress)
     output.emit(found, lambda console: _print(console, found))
     if found.faults:
-        wants = "" if mend else " `orchestrator documents verify --mend` puts the index right."
-        raise StoreFaultError(f"{len(found.faults)} checks of {name} found faults.{wants}")
+        raise SystemExit(1)
 
 
 def _print(console: Console, found: Verification) -> None:
@@ -51,6 +49,8 @@ def _print(console: Console, found: Verification) -> None:
         console.print(_table("mended", found.mended))
     if found.faults:
         console.print(_table("fault", found.faults))
+        if any(fault.is_mendable for fault in found.faults):
+            console.print("`orchestrator documents verify --mend` makes the index anew")
     else:
         console.print(f"{found.collection}: {found.chunks} chunks, no faults", markup=False)
 
@@ -77,10 +77,10 @@ async def erase(
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
         target = await store.collection(collection or settings.collection)
-        receipt = await erasing.erase(store.database, target, document_id)
+        receipt = await erasing.erase(database.of(settings.tenant), target, document_id)
         if not later:
-            await erasing.purge(store.database)
-            receipt = next(r for r in await erasing.receipts(store.database, target) if r.id == receipt.id)
+            await erasing.purge(database.of(settings.tenant))
+            receipt = next(r for r in await erasing.receipts(database.of(settings.tenant), target) if r.id == receipt.id)
     state = "no relation file holds it" if receipt.purged_at else "run `orchestrator documents purge` for the files"
     output.emit(receipt, f"{document_id} is erased ({receipt.chunks} chunks), receipt {receipt.id}; {state}")
 
@@ -90,7 +90,7 @@ async def erase(
 async def purge(output: Output, settings: Settings) -> None:
     """Rewrite the tables, so that no relation file holds what was erased. Searches wait meanwhile."""
     async with open_database(settings) as database:
-        await erasing.purge(PgStore(database, settings.tenant).database)
+        await erasing.purge(database.of(settings.tenant))
     output.emit({"purged": True}, "the relation files hold nothing of what was erased")
 
 
@@ -102,7 +102,7 @@ async def permit(output: Output, settings: Settings, document_id: str, collectio
     """Let a document of an erased name be ingested again."""
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
-        await erasing.permit(store.database, await store.collection(collection or settings.collection), document_id)
+        await erasing.permit(database.of(settings.tenant), await store.collection(collection or settings.collection), document_id)
     output.emit({"permitted": document_id}, f"{document_id} may be ingested again")
 
 
@@ -113,7 +113,7 @@ async def receipts(output: Output, settings: Settings, collection: str | None) -
     """List the receipts of what was erased."""
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
-        rows = await erasing.receipts(store.database, await store.collection(collection or settings.collection))
+        rows = await erasing.receipts(database.of(settings.tenant), await store.collection(collection or settings.collection))
 
     def table(console: Console) -> None:
         grid = Table("receipt", "document", "erased", "purged", "chunks")

@@ -18,6 +18,8 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS = bytes(code for code in (*range(0, 9), *range(14, 27), *range(28, 32), 127))
+_HIGH = bytes(range(128, 256))
+_MULTIBYTE = ("big5", "cp932", "cp936", "cp949", "cp950", "euc", "gb", "hz", "iso2022", "johab", "shift")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -59,7 +61,7 @@ def _encoding(data: bytes, declared: str | None) -> tuple[str, tuple[str, ...]]:
     if wide:
         return wide, (f"no byte order mark; read as {wide}",)
     controls = len(data) - len(data.translate(None, _CONTROLS))
-    if controls > MAX_CONTROL_SHARE * len(data):
+    if controls > max(MAX_CONTROL_SHARE * len(data), 2):
         raise LoadError("the file is binary, not text; convert it to text, Markdown, HTML, PDF or DOCX first")
     if declared and not declared.lower().startswith(("utf-16", "utf-32")):  # such a page could not have said so
         try:
@@ -77,7 +79,7 @@ def _encoding(data: bytes, declared: str | None) -> tuple[str, tuple[str, ...]]:
 def _utf16_without_mark(sample: bytes) -> str | None:
     """Latin letters, digits, spaces and line ends have a zero byte in UTF-16, always on the same side."""
     rest = sample.replace(b"\0", b"")
-    if rest.isascii() and len(rest) > len(sample) * 0.6 and rest.translate(None, _CONTROLS) == rest:
+    if len(rest) > len(sample) * 0.6 and rest.translate(None, _CONTROLS) == rest and _is_utf8(rest):
         return None  # plain text with a few stray zeros
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     half = max(len(sample) // 2, 1)
@@ -86,6 +88,14 @@ def _utf16_without_mark(sample: bytes) -> str | None:
     if even > half / 20 and odd <= even / 50:
         return _if_text(sample, "utf-16-be")
     return None
+
+
+def _is_utf8(sample: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)  # its last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _if_text(sample: bytes, encoding: str) -> str | None:
@@ -104,8 +114,11 @@ def _guess(data: bytes) -> tuple[str, tuple[str, ...]]:
 
     first = re.search(rb"[\x80-\xff]", data)
     begin = max(0, first.start() - 200) if first else 0
-    matches = from_bytes(data[begin : begin + SAMPLE])
-    best = matches.best()
+    sample = data[begin : begin + SAMPLE]
+    matches = list(from_bytes(sample))
+    if len(sample) - len(sample.translate(None, _HIGH)) < len(sample) / 4:  # Chinese, Japanese, Korean have more
+        matches = [match for match in matches if not match.encoding.startswith(_MULTIBYTE)]
+    best = matches[0] if matches else None
     name = best.encoding if best else "cp1252"
     for match in matches:  # a short text fits several; of equals, the commonest on Western machines
         is_equal = best is not None and match.chaos <= best.chaos and match.coherence >= best.coherence - 0.1

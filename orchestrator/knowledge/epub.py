@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from orchestrator.errors import LoadError
 from orchestrator.knowledge.archive import Archive, refuse_doctype
 from orchestrator.knowledge.decode import decode_text
-from orchestrator.knowledge.frames import Parsed, paged
+from orchestrator.knowledge.frames import Parsed
 from orchestrator.knowledge.html import html_to_text
 
 CONTAINER = "META-INF/container.xml"
@@ -26,7 +26,7 @@ def read_epub(data: bytes) -> Parsed:
     container = _xml(archive, CONTAINER)
     package = next((item.get("full-path", "") for item in container.iter() if _name(item) == "rootfile"), "")
     root = _xml(archive, package)
-    chapters = [text for text in _chapters(archive, root, posixpath.dirname(package)) if text.strip()]
+    chapters = [page for page in _chapters(archive, root, posixpath.dirname(package)) if page.text.strip()]
     if not chapters:
         raise LoadError("the e-book has no text in it, or is protected")
     facts: dict[str, str] = {}
@@ -34,11 +34,11 @@ def read_epub(data: bytes) -> Parsed:
         if _name(item) in ("title", *FACTS) and item.text:
             facts.setdefault(_name(item), " ".join(item.text.split())[:2_000])
     title = facts.pop("title", "")
-    found = paged(["\n\n".join(chapters)], title=title)
-    return Parsed(found.text, title, (), found.notes, facts)
+    notes = dict.fromkeys(note for page in chapters for note in page.notes)
+    return Parsed("\n\n".join(page.text for page in chapters), title, (), tuple(notes), facts)
 
 
-def _chapters(archive: Archive, root: ElementTree.Element, folder: str) -> Iterator[str]:
+def _chapters(archive: Archive, root: ElementTree.Element, folder: str) -> Iterator[Parsed]:
     places = {item.get("id"): item.get("href", "") for item in root.iter() if _name(item) == "item"}
     for reference in root.iter():
         if _name(reference) != "itemref" or reference.get("linear") == "no":
@@ -48,8 +48,8 @@ def _chapters(archive: Archive, root: ElementTree.Element, folder: str) -> Itera
         if href and name in archive.names:  # a name in the archive, never one on the disk
             page = archive.read(name)
             declared = _ENCODING.match(page[:200])
-            text = decode_text(page, declared[1].decode("ascii") if declared else None)[0]
-            yield html_to_text(_EMPTY_ELEMENT.sub(r"<\1\2></\1>", text))[1]
+            text, notes = decode_text(page, declared[1].decode("ascii") if declared else None)
+            yield Parsed(html_to_text(_EMPTY_ELEMENT.sub(r"<\1\2></\1>", text))[1], notes=notes)
 
 
 def _xml(archive: Archive, name: str) -> ElementTree.Element:

@@ -121,7 +121,7 @@ class Fetcher:
             response = connection.getresponse()
             if response.status in REDIRECTS:
                 return _normal(urljoin(url, response.getheader("Location") or ""))
-            return self._page(asked, url, response)
+            return self._page(asked, url, response, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = time.monotonic() >= deadline
             reason = f"it took more than {self.timeout_s:.0f} s" if late else f"{type(error).__name__}: {error}"
@@ -141,7 +141,7 @@ class Fetcher:
             raise InputError("the URL leads to an address that is not on the public internet; it is not fetched")
         return str(found[0])
 
-    def _page(self, asked: str, url: str, response: http.client.HTTPResponse) -> Fetched:
+    def _page(self, asked: str, url: str, response: http.client.HTTPResponse, deadline: float) -> Fetched:
         if response.status != 200:
             raise LoadError(f"the server answers {response.status} to the URL")
         if response.getheader("Content-Encoding", "identity").lower() not in ("", "identity"):
@@ -149,11 +149,13 @@ class Fetcher:
         declared = response.getheader("Content-Length", "")
         data = bytearray()
         is_over = declared.isdigit() and int(declared[:20]) > self.max_bytes
-        while not is_over and (block := response.read(BLOCK)):
+        while not is_over and (block := response.read(min(BLOCK, self.max_bytes + 1 - len(data)))):
             data += block
             is_over = len(data) > self.max_bytes
         if is_over:
             raise TooLargeError(f"the page has more than {self.max_bytes:,} bytes (ORCHESTRATOR_MAX_DOCUMENT_BYTES)")
+        if (declared.isdigit() and len(data) < int(declared[:20])) or time.monotonic() >= deadline:
+            raise LoadError("the URL cannot be fetched: the page broke off")  # half a page is not stored as one
         content_type = response.getheader("Content-Type", "")
         charset = response.headers.get_content_charset() or ""
         suffix = suffix_of(content_type, urlsplit(url).path)

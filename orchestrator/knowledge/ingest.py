@@ -5,30 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import EngineUnavailableError, InputError, OrchestratorError
+from orchestrator.errors import InputError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.decode import clean_text
 from orchestrator.knowledge.load import MAX_BYTES, Loader, LoadFailure
 from orchestrator.knowledge.records import Collection, Known, Written
 from orchestrator.knowledge.split import split
-from orchestrator.knowledge.store import PgStore, is_latest, pack_vector, text_sha256
+from orchestrator.knowledge.store import PgStore
+from orchestrator.knowledge.vectors import Vectors
 from orchestrator.knowledge.versions import place_version
+from orchestrator.knowledge.write import Draft, Packed, is_latest, text_sha256
 from orchestrator.protocols import Embedder
-from orchestrator.types import Chunk, Document
+from orchestrator.types import Document
 
 log = logging.getLogger(__name__)
 
 BATCH_CHARACTERS = 100_000  # text that is embedded together, about 128 chunks
 BATCH_DOCUMENTS = 256
 ANALYZE_FROM = 1_000  # new chunks after which the planner's statistics are refreshed at once, not when autovacuum comes
-EMBED_TEXTS = 256  # chunks of one call: progress shows and memory is bounded for documents of tens of megabytes
+Gate = Callable[[Sequence[Document]], AsyncGenerator[list[Document]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class IngestEvent:
     read_bytes: int = 0
     total_bytes: int = 0
     reason: str = ""
+    failure: LoadFailure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,14 @@ class _Run:
     """The state of one ingest."""
 
     store: PgStore
-    embedder: Embedder
+    vectors: Vectors
     collection: Collection
     loader: Iterable[Document | LoadFailure]
+    began: datetime
+    gate: Gate
     progress: Callable[[IngestEvent], None] | None
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[LoadFailure] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)  # chunk hash to the reason why it has no vector
 
     def tell(self, event: IngestEvent) -> None:
         if self.progress:
@@ -83,13 +88,31 @@ class _Run:
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
 
+    def done(self, document: Document, written: Written) -> None:
+        self.count(written.status)
+        self.count("chunks_new", written.chunks_new)
+        self.count("chunks_shared", written.chunks_shared)
+        self.tell(IngestEvent(written.status, document.external_id, written.chunks_new + written.chunks_shared))
+
     def fail(self, failure: LoadFailure) -> None:
         if failure.skipped:
             self.count("skipped")
         else:
             self.failures.append(failure)
         where = failure.source if failure.line is None else f"{failure.source}:{failure.line}"
-        self.tell(IngestEvent("skipped" if failure.skipped else "failed", where, reason=failure.reason))
+        status: Literal["skipped", "failed"] = "skipped" if failure.skipped else "failed"
+        self.tell(IngestEvent(status, where, reason=failure.reason, failure=failure))
+
+    def refuse(self, document: Document, reason: str) -> None:
+        self.fail(LoadFailure(document.source or document.external_id, f"{document.external_id}: {reason}"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """Versions with everything that is to be written."""
+
+    drafts: list[Draft]
+    vectors: dict[str, Packed]
 
 
 async def ingest(
@@ -103,6 +126,8 @@ async def ingest(
     id_from: str | None = None,
     max_bytes: int = MAX_BYTES,
     language: str | None = None,
+    began: datetime | None = None,
+    gate: Gate | None = None,
 ) -> IngestReport:
     """Ingests files and folders into the collection, which is made when it does not exist.
 
@@ -121,6 +146,8 @@ async def ingest(
         progress=progress,
         valid_from=valid_from,
         language=language,
+        began=began,
+        gate=gate,
     )
 
 
@@ -133,26 +160,59 @@ async def ingest_documents(
     progress: Callable[[IngestEvent], None] | None = None,
     valid_from: datetime | None = None,
     language: str | None = None,
+    began: datetime | None = None,
+    gate: Gate | None = None,
 ) -> IngestReport:
-    """Ingests documents that the caller made; otherwise as ``ingest``. The iterable is consumed lazily, in a thread."""
-    began = time.monotonic()
+    """Ingests documents that the caller made; otherwise as ``ingest``. The iterable is consumed lazily, in a thread.
+
+    ``began``: when the caller was asked for it, by the database's clock. A document that was deleted after that is not
+    brought back. ``gate``: gives the changed documents in groups that are worked on together, and may keep some back.
+    """
+    start = time.monotonic()
     target = await store.open_collection(
         collection, space=embedder.space, dimensions=embedder.dimensions, language=language
     )
-    run = _Run(store, embedder, target, documents, progress)
-    source = iter(documents)
-    while batch := await asyncio.to_thread(lambda: list(_batch(source))):
-        for item in batch:
-            if isinstance(item, LoadFailure):
-                run.fail(item)
-        failpoint("loaded")
-        await _ingest_batch(run, [_prepared(item, valid_from) for item in batch if isinstance(item, Document)])
+    vectors = Vectors(embedder, target.dimensions)
+    run = _Run(store, vectors, target, documents, began or await store.clock(), gate or _together, progress)
+    await _run_all(run, iter(documents), valid_from)
     if run.counts.get("chunks_new", 0) >= ANALYZE_FROM:
         await store.refresh_statistics()
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     report = IngestReport(**run.counts, seconds=seconds, failures=tuple(run.failures))
     log.info("ingest into %s: %s, %d failed, %.1f s", target.name, run.counts, report.failed, seconds)
     return report
+
+
+async def _run_all(run: _Run, source: Iterator[Document | LoadFailure], valid_from: datetime | None) -> None:
+    """While one batch is embedded, the next one is read and the last one is written: three are in memory, never more."""
+
+    def read() -> list[Document | LoadFailure]:
+        return [_prepared(item, valid_from) for item in _batch(source)]
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    writing: asyncio.Task[None] | None = None
+    recent: dict[str, Packed] = {}  # of the batch that is being written: the next one may hold the same texts
+    try:
+        while batch := await reading:
+            reading = asyncio.create_task(asyncio.to_thread(read))
+            for item in batch:
+                if isinstance(item, LoadFailure):
+                    run.fail(item)
+            failpoint("loaded")
+            changed, known = await _changed(run, [item for item in batch if isinstance(item, Document)])
+            async with aclosing(run.gate(changed)) as groups:
+                async for group in groups:
+                    ready = await _embed(run, group, known, recent)
+                    failpoint("embedded")
+                    if writing:
+                        await writing
+                    writing = asyncio.create_task(_write(run, ready))
+                    recent = ready.vectors
+    finally:
+        # What was embedded is paid for: it is stored even when the next batch fails or the run is cancelled.
+        if writing:
+            await writing
+        await asyncio.wait([reading])
 
 
 def _batch(source: Iterator[Document | LoadFailure]) -> Iterator[Document | LoadFailure]:
@@ -164,37 +224,51 @@ def _batch(source: Iterator[Document | LoadFailure]) -> Iterator[Document | Load
             return
 
 
-def _prepared(document: Document, valid_from: datetime | None) -> Document:
+def _prepared(document: Document | LoadFailure, valid_from: datetime | None) -> Document | LoadFailure:
     """The document as it can be stored, whoever made it."""
+    if isinstance(document, LoadFailure):
+        return document
     text, notes = clean_text(document.text)
     if text != document.text:
         document = replace(document, text=text, notes=(*document.notes, *notes))
     return replace(document, valid_from=valid_from) if document.valid_from is None and valid_from else document
 
 
-async def _ingest_batch(run: _Run, documents: list[Document]) -> None:
+async def _together(documents: Sequence[Document]) -> AsyncGenerator[list[Document]]:
+    if documents:
+        yield list(documents)
+
+
+async def _changed(run: _Run, documents: list[Document]) -> tuple[list[Document], Mapping[str, Known]]:
+    """What is to be written of these documents, and what is known of them; those that are there already are done."""
     known = await run.store.known(run.collection, [document.external_id for document in documents])
     changed = []
     for document in documents:
         if _is_known(document, known[document.external_id]):
-            _done(run, document, Written("unchanged"))
+            run.done(document, Written("unchanged"))
         else:
             changed.append(document)
-    chunks = await asyncio.to_thread(lambda: [split(document) for document in changed])
+    return changed, known
+
+
+async def _embed(
+    run: _Run, documents: list[Document], known: Mapping[str, Known], recent: Mapping[str, Packed]
+) -> _Ready:
+    chunks = await asyncio.to_thread(lambda: [split(document) for document in documents])
     failpoint("split")
-    texts = {
-        chunk.sha256: chunk.indexed
-        for document, pieces in zip(changed, chunks, strict=True)
-        for chunk in pieces
-        if chunk.sha256 not in known[document.external_id].held
-    }
-    vectors = await _embed(run, texts)
-    failpoint("embedded")
-    for document, pieces in zip(changed, chunks, strict=True):
-        try:
-            await _write(run, document, pieces, vectors)
-        except InputError as error:
-            run.fail(LoadFailure(document.source or document.external_id, f"{document.external_id}: {error.message}"))
+    drafts = []
+    texts: dict[str, str] = {}
+    for document, pieces in zip(documents, chunks, strict=True):
+        if not pieces:
+            run.refuse(document, "there is no text in the document")
+            continue
+        drafts.append(Draft(document, pieces))
+        held = known[document.external_id].held
+        texts.update({chunk.sha256: chunk.indexed for chunk in pieces if chunk.sha256 not in held})
+    vectors = {name: recent[name] for name in texts if name in recent}
+    wanted = {name: text for name, text in texts.items() if name not in recent}
+    new = await run.vectors.embed(wanted, lambda done: run.tell(IngestEvent("embedding", "", done)))
+    return _Ready(drafts, {**vectors, **new})
 
 
 def _is_known(document: Document, known: Known) -> bool:
@@ -214,49 +288,37 @@ def _is_known(document: Document, known: Known) -> bool:
     )
 
 
-async def _write(run: _Run, document: Document, chunks: Sequence[Chunk], vectors: Mapping[str, bytes]) -> None:
-    if not chunks:
-        raise InputError("there is no text in the document")
-    written = await run.store.write_version(run.collection, document, chunks, vectors)
-    while written.missing:
-        reason = next((run.refused[sha256] for sha256 in written.missing if sha256 in run.refused), None)
-        if reason:
-            raise InputError(f"a part of it cannot be embedded, so it was not stored: {reason}")
-        texts = {chunk.sha256: chunk.indexed for chunk in chunks if chunk.sha256 in written.missing}
-        vectors = {**vectors, **await _embed(run, texts)}
-        written = await run.store.write_version(run.collection, document, chunks, vectors)
-    _done(run, document, written)
+async def _write(run: _Run, ready: _Ready) -> None:
+    drafts = ready.drafts
+    while drafts:
+        drafts = [draft for draft in drafts if not _is_refused(run, draft)]
+        written = await _write_or_halve(run, drafts, ready.vectors)
+        lacking = {name for one in written.values() for name in one.missing}
+        for place, one in written.items():
+            if not one.missing:
+                run.done(drafts[place].document, one)
+        drafts = [drafts[place] for place, one in written.items() if one.missing]
+        texts = {c.sha256: c.indexed for draft in drafts for c in draft.chunks if c.sha256 in lacking}
+        ready.vectors.update(await run.vectors.embed(texts))
 
 
-def _done(run: _Run, document: Document, written: Written) -> None:
-    run.count(written.status)
-    run.count("chunks_new", written.chunks_new)
-    run.count("chunks_shared", written.chunks_shared)
-    run.tell(IngestEvent(written.status, document.external_id, written.chunks_new + written.chunks_shared))
+def _is_refused(run: _Run, draft: Draft) -> bool:
+    reason = next((run.vectors.refused[c.sha256] for c in draft.chunks if c.sha256 in run.vectors.refused), None)
+    if reason:
+        run.refuse(draft.document, f"a part of it cannot be embedded, so it was not stored: {reason}")
+    return reason is not None
 
 
-async def _embed(run: _Run, texts: Mapping[str, str]) -> dict[str, bytes]:
-    """Packed vectors by chunk hash; a chunk that cannot be embedded goes to ``run.refused``, its neighbours do not."""
-    names = list(texts)
-    packed: dict[str, bytes] = {}
-    for first in range(0, len(names), EMBED_TEXTS):
-        packed.update(await _embed_part(run, names[first : first + EMBED_TEXTS], texts))
-        run.tell(IngestEvent("embedding", "", len(packed)))
-    return packed
-
-
-async def _embed_part(run: _Run, names: Sequence[str], texts: Mapping[str, str]) -> dict[str, bytes]:
+async def _write_or_halve(run: _Run, drafts: Sequence[Draft], vectors: Mapping[str, Packed]) -> dict[int, Written]:
+    """What became of each draft, by its place. A batch that PostgreSQL refuses is halved until the one at fault is found."""
     try:
-        vectors = await run.embedder.embed([texts[name] for name in names])
-        if len(vectors) != len(names) or any(len(vector) != run.collection.dimensions for vector in vectors):
-            raise InputError("the embedder gave vectors of another number or length than it says")
-        return {name: pack_vector(vector) for name, vector in zip(names, vectors, strict=True)}
-    except EngineUnavailableError:
-        raise  # the server is down: every other document would fail as well
-    except OrchestratorError as error:
-        if len(names) == 1:
-            run.refused[names[0]] = error.message
+        written = await run.store.write_versions(run.collection, drafts, vectors, run.began)
+        return dict(enumerate(written))
+    except InputError as error:
+        if len(drafts) == 1:
+            run.refuse(drafts[0].document, error.message)
             return {}
-        half = len(names) // 2
-        left = await _embed_part(run, names[:half], texts)
-        return {**left, **await _embed_part(run, names[half:], texts)}
+    half = len(drafts) // 2
+    left = await _write_or_halve(run, drafts[:half], vectors)
+    right = await _write_or_halve(run, drafts[half:], vectors)
+    return {**left, **{place + half: one for place, one in right.items()}}

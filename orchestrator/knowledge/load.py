@@ -262,7 +262,7 @@ def _files(path: Path) -> list[_Source | LoadFailure]:
 def _entry(file: Path, name: str, root: Path) -> _Source | LoadFailure:
     """A file of a folder; a link is followed only to a plain file inside the folder (row A16)."""
     if file.is_symlink():
-        target = file.resolve()
+        target = Path(os.path.realpath(file))  # Path.resolve raises for a link to itself
         if not target.is_relative_to(root):
             return _skipped(file, "it is a link that leads out of the folder; ingest what it leads to by its own path")
         if not target.is_file():

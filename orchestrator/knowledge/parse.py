@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-if __name__ == "__main__":  # a checkout that was found by the current folder, which is not on the path here
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
+_ROOT = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__" and _ROOT not in sys.path:  # a checkout that its parent found by the current folder
+    sys.path.insert(0, _ROOT)
 
 from orchestrator.errors import LoadError
 from orchestrator.knowledge import frames, sandbox

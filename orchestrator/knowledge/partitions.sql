@@ -1,1 +1,26 @@
 -- Statements of knowledge/partitions.py.
+
+-- name: partition-of
+select id, name, embedding_space, dimensions, chunk_count, partition,
+       to_regclass('vectors_' || id) is not null as has_table
+from collections
+where tenant_id = current_tenant() and name = %(name)s;
+
+-- name: prepare-partition
+select prepare_partition(%(collection_id)s);
+
+-- name: index-partition
+select index_partition(%(collection_id)s, %(space)s, %(dimensions)s);
+
+-- name: attach-partition
+select attach_partition(%(collection_id)s);
+
+-- name: detach-partition
+select detach_partition(%(collection_id)s) as partition, clock_timestamp() as now;
+
+-- name: drop-partition
+select drop_partition(%(partition)s, coalesce(%(since)s, clock_timestamp())) as is_dropped;
+
+-- name: recall-of-index
+select hits, wanted
+from recall_of_index(%(tenant)s, %(collection)s, %(vector)s::halfvec, %(k)s, %(depth)s, %(as_of)s, %(filter)s::jsonpath);

@@ -37,95 +37,15 @@ select d.external_id, d.id as document_id, d.title, d.source, d.metadata,
 from documents d
 where d.collection_id = %(collection_id)s and d.external_id = any(%(external_ids)s);
 
--- name: held-chunks
-select c.sha256 from chunks c
-where c.document_id = %(document_id)s
-  and exists (select from vectors e where e.collection_id = %(collection_id)s and e.space = %(space)s and e.chunk_id = c.id);
-
 -- name: versions-that-count
 select v.document_id, v.id, v.number, v.sha256, v.title, v.source, nullif(v.valid_from, '-infinity') as valid_from,
-       nullif(v.valid_to, 'infinity') as valid_to
+       nullif(v.valid_to, 'infinity') as valid_to, v.is_end
 from versions v
 where v.document_id = any(%(document_ids)s) and v.superseded_at is null
 order by v.document_id, v.valid_from;
 
 -- name: database-now
 select clock_timestamp() as now;
-
--- name: find-document
-select id, title, source, metadata, deleted_at
-from documents
-where collection_id = %(collection_id)s and external_id = %(external_id)s;
-
--- name: insert-document
-insert into documents (collection_id, external_id, title, source, metadata)
-values (%(collection_id)s, %(external_id)s, %(title)s, %(source)s, %(metadata)s)
-returning id;
-
--- name: update-document
-update documents
-set title = %(title)s, source = %(source)s, metadata = %(metadata)s, deleted_at = null
-where id = %(document_id)s
-  and (title, source, metadata) is distinct from (%(title)s, %(source)s, %(metadata)s)
-   or id = %(document_id)s and deleted_at is not null;
-
--- name: supersede-version
-update versions set superseded_at = now() where id = %(version_id)s;
-
--- name: refresh-validity
--- A version that counts is valid until the next one begins.
-update versions v
-set valid_to = n.valid_to
-from (select id, coalesce(lead(valid_from) over (order by valid_from), 'infinity') as valid_to
-      from versions where document_id = %(document_id)s and superseded_at is null) n
-where v.id = n.id and v.valid_to <> n.valid_to;
-
--- name: insert-version
-insert into versions (document_id, number, sha256, title, source, media_type, text, notes, valid_from, language, is_end)
-select %(document_id)s, coalesce(max(number), 0) + 1, %(sha256)s, %(title)s, %(source)s, %(media_type)s, %(text)s,
-       %(notes)s, coalesce(%(valid_from)s::timestamptz, '-infinity'), %(language)s::regconfig, %(is_end)s
-from versions
-where document_id = %(document_id)s
-returning id, number;
-
--- name: add-chunks
--- Ids of the chunks with these hashes; those that are not there are added.
-with given as (
-    select distinct on (sha256) sha256, context, text, place
-    from unnest(%(sha256s)s::text[], %(contexts)s::text[], %(texts)s::text[]) with ordinality g (sha256, context, text, place)
-    order by sha256, place
-), added as (
-    insert into chunks (collection_id, document_id, sha256, context, text, language, term_count)
-    select %(collection_id)s, %(document_id)s, sha256, context, text, %(language)s::regconfig, 0 from given order by place
-    on conflict (document_id, sha256) do nothing
-    returning id, sha256
-)
-select id, sha256, false as is_posted from added
-union all
-select c.id, c.sha256, c.term_count > 0 from chunks c join given g using (sha256) where c.document_id = %(document_id)s;
-
--- name: make-incoming
--- COPY is refused for tables with row level security: it goes into tables of the connection's own first.
-create temporary table if not exists incoming_vectors (chunk_id bigint, embedding halfvec, tokens bytea) on commit delete rows;
-create temporary table if not exists incoming_spans (
-    ordinal integer, chunk_id bigint, span_start integer, span_end integer, paragraph integer, heading_path text[], page integer
-) on commit delete rows;
-
--- name: copy-vectors
-copy incoming_vectors (chunk_id, embedding, tokens) from stdin (format binary);
-
--- name: insert-vectors
-with moved as (delete from incoming_vectors returning *)
-insert into vectors (collection_id, chunk_id, space, embedding, tokens)
-select %(collection_id)s, chunk_id, %(space)s, embedding, tokens from moved;
-
--- name: copy-spans
-copy incoming_spans (ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page) from stdin;
-
--- name: insert-spans
-with moved as (delete from incoming_spans returning *)
-insert into version_chunks (version_id, ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page)
-select %(version_id)s, ordinal, chunk_id, span_start, span_end, paragraph, heading_path, page from moved;
 
 -- name: use-language
 update collections set languages = languages || %(language)s::regconfig
@@ -168,22 +88,6 @@ set chunk_count = chunk_count + %(sign)s::integer * n.chunks, term_count = colle
 from (select count(*) as chunks, coalesce(sum(term_count), 0) as terms from chunks where id = any(%(chunk_ids)s)) n
 where id = %(collection_id)s;
 
--- name: refresh-live
--- When each chunk of the document is to be found: while a version that counts and holds it is valid.
-update chunks c
-set live = r.live
-from (
-    select k.id, k.live as before,
-           coalesce(range_agg(tstzrange(v.valid_from, v.valid_to)) filter (where v.id is not null), '{}') as live
-    from chunks k
-    left join version_chunks m on m.chunk_id = k.id
-    left join versions v on v.id = m.version_id and v.superseded_at is null
-    where k.document_id = %(document_id)s
-    group by k.id
-) r
-where c.id = r.id and c.live is distinct from r.live
-returning c.id, case when isempty(r.before) = isempty(c.live) then 0 when isempty(c.live) then -1 else 1 end as sign;
-
 -- name: remove-unused-terms
 delete from terms t
 where t.collection_id = %(collection_id)s and t.document_count = 0
@@ -192,49 +96,8 @@ where t.collection_id = %(collection_id)s and t.document_count = 0
 -- name: refresh-statistics
 analyze documents, versions, chunks, version_chunks, vectors, terms, postings;
 
--- name: supersede-document
-with marked as (
-    update documents set deleted_at = now()
-    where collection_id = %(collection_id)s and external_id = %(external_id)s and deleted_at is null
-    returning id
-), superseded as (
-    update versions v set superseded_at = now() from marked m where v.document_id = m.id and v.superseded_at is null
-)
-select id from marked;
-
 -- name: erase-document
 delete from documents where collection_id = %(collection_id)s and external_id = %(external_id)s;
-
--- name: list-documents
-select d.id::text as document_id, d.external_id, d.title, d.source, d.metadata, d.deleted_at,
-       v.number as version, nullif(v.valid_from, '-infinity') as valid_from, nullif(v.valid_to, 'infinity') as valid_to,
-       (select count(*) from versions a where a.document_id = d.id and a.superseded_at is null) as versions
-from documents d
-left join versions v on v.document_id = d.id and v.superseded_at is null and v.valid_from <= now() and now() < v.valid_to
-where d.collection_id = %(collection_id)s
-  and (%(deleted)s or d.deleted_at is null)
-  and (%(after)s::text is null or d.external_id > %(after)s)
-order by d.external_id
-limit %(limit)s;
-
--- name: document-history
-select v.number, v.sha256, v.title, v.source, v.media_type, v.notes, nullif(v.valid_from, '-infinity') as valid_from,
-       nullif(v.valid_to, 'infinity') as valid_to, v.recorded_at, v.superseded_at, char_length(v.text) as characters,
-       (select count(*) from version_chunks m where m.version_id = v.id) as chunks
-from versions v
-join documents d on d.id = v.document_id
-where d.collection_id = %(collection_id)s and d.external_id = %(external_id)s
-order by v.number;
-
--- name: version-text
-select d.id::text as document_id, d.external_id, v.number, v.title, v.media_type, v.source, v.text,
-       nullif(v.valid_from, '-infinity') as valid_from, nullif(v.valid_to, 'infinity') as valid_to, v.superseded_at
-from versions v
-join documents d on d.id = v.document_id
-where d.collection_id = %(collection_id)s and d.external_id = %(external_id)s
-  and case when %(number)s::integer is not null then v.number = %(number)s
-           else v.superseded_at is null and v.valid_from <= coalesce(%(as_of)s::timestamptz, now())
-                and coalesce(%(as_of)s::timestamptz, now()) < v.valid_to end;
 
 -- name: version-by-id
 select d.id::text as document_id, d.external_id, v.number, v.title, v.media_type, v.source, v.text,
@@ -243,6 +106,28 @@ from versions v
 join documents d on d.id = v.document_id
 join collections c on c.id = d.collection_id
 where c.tenant_id = current_tenant() and d.id::text = %(document_id)s and v.number = %(number)s;
+
+-- name: learned-weights
+select dense_weight, rerank_weight from collections where tenant_id = current_tenant() and name = %(name)s;
+
+-- name: current-texts
+select d.external_id, v.text, d.metadata
+from unnest(%(external_ids)s::text[]) with ordinality a (external_id, place)
+join documents d on d.collection_id = %(collection_id)s and d.external_id = a.external_id
+join versions v on v.document_id = d.id and v.superseded_at is null and v.valid_from <= now() and now() < v.valid_to
+where not v.is_end
+order by a.place;
+
+-- name: set-learned-weights
+update collections set dense_weight = %(dense_weight)s, rerank_weight = %(rerank_weight)s, learned = %(learned)s
+where id = %(collection_id)s;
+
+-- name: read-spans
+select substr(v.text, s.first + 1, s.last - s.first) as text
+from unnest(%(document_ids)s::uuid[], %(numbers)s::integer[], %(starts)s::integer[], %(ends)s::integer[])
+     with ordinality s (document_id, number, first, last, place)
+join versions v on v.document_id = s.document_id and v.number = s.number
+order by s.place;
 
 -- name: search
 -- One round trip; the function is in migrations/0006_pre_search.sql.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from orchestrator.knowledge.compare import Difference
 from orchestrator.knowledge.versions import Version
 
 Status = Literal["added", "updated", "unchanged"]
@@ -49,8 +50,19 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of a document's time: the version that begins at ``valid_from`` now, and those that do not count any more."""
+
+    external_id: str
+    version: int | None
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    withdrawn: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DocumentInfo:
-    """One line of a list of documents; ``version`` is the one that is valid now."""
+    """One line of a list of documents; ``version`` is the one that holds, ``retired_at`` when there was none any more."""
 
     document_id: str
     external_id: str
@@ -62,11 +74,12 @@ class DocumentInfo:
     valid_from: datetime | None
     valid_to: datetime | None
     versions: int
+    retired_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """One line of a document's history; ``superseded_at`` is set when it was corrected or deleted."""
+    """One line of a document's history. ``superseded_at``: when it was corrected or deleted; ``is_end``: it was retired."""
 
     number: int
     sha256: str
@@ -80,6 +93,7 @@ class VersionInfo:
     superseded_at: datetime | None
     characters: int
     chunks: int
+    is_end: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,18 @@ class VersionText:
     valid_from: datetime | None
     valid_to: datetime | None
     superseded_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDiff:
+    """What differs between two versions of a document, in order of the paragraphs of the one after."""
+
+    external_id: str
+    before: int
+    after: int
+    title_before: str
+    title_after: str
+    differences: tuple[Difference, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from orchestrator.database import Database, Row, statement
 from orchestrator.errors import InputError
+from orchestrator.knowledge.filters import compile_filter
 from orchestrator.knowledge.lexical import exact_terms, phrases, segment
 from orchestrator.types import Passage, SearchRequest
 
 MAX_K = 1_000
-# Weight of the dense side where none was learnt, of scores normalised by their theoretical minimum of 0.
-DENSE_WEIGHT = 0.7
 DEPTH = 50  # candidates of each side, at least
 
 
@@ -40,9 +39,9 @@ async def search_passages(database: Database, request: SearchRequest, space: str
                 "depth": max(DEPTH, 2 * request.k),
                 "as_of": request.as_of,
                 "known_at": request.known_at,
-                "filter": None,
+                "filter": compile_filter(request.where),
                 "mode": request.mode,
-                "dense_weight": DENSE_WEIGHT,
+                "dense_weight": request.dense_weight,
                 "with_tokens": request.with_tokens,
             },
         )

@@ -33,6 +33,7 @@ class Block:
     end: int
     kind: Kind
     path: tuple[str, ...]
+    introduces: bool = False  # ends in a colon: a list or code that follows belongs to it
     header: str = ""  # of the table that this is a later part of
 
 
@@ -183,4 +184,4 @@ class _Reader:
 
     def _block(self, start: int, end: int, kind: Kind) -> Block:
         start, end = trim(self._text, start, end)
-        return Block(start, end, kind, tuple(self._path.values()))
+        return Block(start, end, kind, tuple(self._path.values()), self._text[end - 1 : end] in (":", "："))

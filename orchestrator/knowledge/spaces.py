@@ -88,7 +88,7 @@ async def _fill_page(database: Database, page: Sequence[Row], embedder: Embedder
     texts = [f"{row.context}\n\n{row.text}" if row.context else row.text for row in page]
     if isinstance(embedder, TokenEmbedder):
         found = await embedder.embed_tokens(texts)
-        vectors, tokens = [one.vector for one in found], [one.tokens for one in found]
+        vectors, tokens = [one.vector for one in found], [one.packed for one in found]
     else:
         vectors, tokens = await embedder.embed(texts), [None] * len(texts)
     rows = [

@@ -1,4 +1,4 @@
-"""Splits a document into chunks with exact spans; headings, paragraphs, lists, tables and code stay whole if they fit.
+"""Splits a document into chunks with exact spans: a paragraph, list, table or code is one, whole if it fits.
 
 A chunk holds at most ``LIMIT`` characters, fewer where its characters are many word pieces: the embedder reads 256 of
 them, and nothing of a chunk may be left unread. Chunks do not overlap: a character is cited from one place only.
@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +24,15 @@ from orchestrator.types import Chunk, Document
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# Characters of a chunk. Measured in docs/chunking.md: with passages joined, 400 to 1,000 differ by .03 IoU at one recall;
-# nDCG@10 on paragraphs and abstracts is the same from 500 to 1,000, while every chunk costs index and time.
-LIMIT = 800
-SMALL = 250  # a chunk under this size is joined with the next section
+LIMIT = 1_000  # characters of a chunk of English prose; 667 in other Latin scripts, 200 in Chinese
+# A paragraph or a section under this size takes the next one along. Filling chunks up to 600 in place of this, as most
+# splitters do, costs .03 to .05 of IoU at one recall: docs/chunking.md.
+SMALL = 120
 CONTEXT = 200  # characters of title and headings that are indexed with a chunk
 
+_SAMPLE = 20_000  # characters that show a text's language
+_ENGLISH = frozenset({"the", "of", "and", "to", "in", "is", "a", "that"})
+_WORD = re.compile(r"[^\W\d_]+")
 _SPACE = re.compile(r"\s+")
 
 
@@ -43,7 +47,7 @@ def split(document: Document, limit: int = LIMIT) -> list[Chunk]:
         start, end = group[0].start, group[-1].end
         path = _path(group)
         above = group[0].path[:-1] if group[0].kind == "heading" else path
-        context = _context(document.title, above, group[0].header, text[start:end])
+        context = _context(document.title, above, group[0].header, text[start:end], ruler.is_english)
         indexed = f"{context}\n\n{text[start:end]}" if context else text[start:end]
         chunks.append(
             Chunk(
@@ -61,33 +65,41 @@ def split(document: Document, limit: int = LIMIT) -> list[Chunk]:
 
 
 class _Ruler:
-    """Measures stretches of one text in characters of plain English, of which 4 go to a word piece of the embedder."""
+    """Measures stretches of one text in characters of English prose, of which about 4.7 go to a word piece."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, is_english: bool | None = None) -> None:
+        self.is_english = _is_english(text) if is_english is None else is_english
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         self._sums: npt.NDArray[np.int64] = np.zeros(len(codes) + 1, np.int64)
-        np.cumsum(_costs()[np.minimum(codes, 0x2070)], out=self._sums[1:])
+        np.cumsum(_costs(self.is_english)[np.minimum(codes, 0x2070)], out=self._sums[1:])
 
-    def size(self, start: int, end: int) -> int:
+    def size(self, start: int, end: int) -> float:
         """The size of a stretch; never less than its number of characters."""
-        return int(self._sums[end] - self._sums[start])
+        return int(self._sums[end] - self._sums[start]) / 2
 
-    def reach(self, start: int, size: int) -> int:
+    def reach(self, start: int, size: float) -> int:
         """Where the longest stretch from ``start`` ends that is not over ``size``; at least one character."""
-        return max(int(np.searchsorted(self._sums, self._sums[start] + size, "right")) - 1, start + 1)
+        return max(int(np.searchsorted(self._sums, self._sums[start] + 2 * size, "right")) - 1, start + 1)
+
+
+def _is_english(text: str) -> bool:
+    """Whether its small words are English: the embedder knows English words whole and reads others by 3 letters."""
+    words = _WORD.findall(text[:_SAMPLE].lower())
+    return sum(word in _ENGLISH for word in words) > len(words) / 12
 
 
 @cache
-def _costs() -> npt.NDArray[np.int64]:
-    """By code point: 1 for Latin letters and blanks, 2 for digits, 3 for punctuation, 4 for scripts read by the letter."""
-    costs = np.full(0x2071, 4, np.int64)
-    costs[:0x370] = 1
-    costs[0x1E00:0x1F00] = 1  # Latin with further accents
+def _costs(is_english: bool) -> npt.NDArray[np.int64]:
+    """By code point, in halves: 2 for English letters and blanks, 3 for other Latin ones; more for what is read one by one."""
+    latin = 2 if is_english else 3
+    costs = np.full(0x2071, 10, np.int64)
+    costs[:0x370] = latin
+    costs[0x1E00:0x1F00] = latin  # with further accents
     for character in string.punctuation:
-        costs[ord(character)] = 3
-    costs[0xA1:0xC0] = 3
-    costs[0x2000:0x2070] = 3
-    costs[ord("0") : ord("9") + 1] = 2
+        costs[ord(character)] = 6
+    costs[0xA1:0xC0] = 6
+    costs[0x2000:0x2070] = 6
+    costs[ord("0") : ord("9") + 1] = 4
     return costs
 
 
@@ -100,36 +112,46 @@ def _path(group: list[Block]) -> tuple[str, ...]:
     return paths[0][:size]
 
 
-def _context(title: str, above: tuple[str, ...], header: str, text: str) -> str:
+def _context(title: str, above: tuple[str, ...], header: str, text: str, is_english: bool) -> str:
     """What is searched in front of the text: title, the headings that are not in the text itself, a table's header."""
     names = [title, *above] if title not in above and not text.lstrip("#= ").startswith(title + "\n") else above
     line = " > ".join(name for name in names if name)
-    line = line[: _Ruler(line).reach(0, CONTEXT)].strip() if line else ""
+    line = line[: _Ruler(line, is_english).reach(0, CONTEXT)].strip() if line else ""
     return f"{line}\n{header}".strip()
 
 
 def _group(blocks: list[Block], limit: int, ruler: _Ruler) -> Iterator[list[Block]]:
-    """Joins neighbouring blocks into chunks: a section begins a new chunk unless the one before is small."""
+    """Joins neighbouring blocks into chunks; the small last paragraph of a section goes with what stands before it."""
+    before: list[Block] = []
     group: list[Block] = []
-    for block in blocks:
-        if group and not _joins(group, block, limit, ruler):
-            yield group
-            group = []
+    for block, after in zip_longest(blocks, blocks[1:]):
         group.append(block)
-    if group:
-        yield group
+        if after is not None and _joins(group, after, limit, ruler):
+            continue
+        ends = after is None or after.kind == "heading"
+        is_rest = ends and group[0].kind != "heading" and ruler.size(group[0].start, group[-1].end) < SMALL
+        if before and is_rest and ruler.size(before[0].start, group[-1].end) <= limit:
+            before += group
+        else:
+            if before:
+                yield before
+            before = group
+        group = []
+    if before:
+        yield before
 
 
 def _joins(group: list[Block], block: Block, limit: int, ruler: _Ruler) -> bool:
+    last = group[-1]
     if ruler.size(group[0].start, block.end) > limit:
         return False
-    if group[-1].kind == "heading":
+    if last.kind == "heading":
         return True  # a heading is never the end of a chunk when what follows fits
-    if block.kind != "heading":
-        return True
-    # Only a small section that is here as a whole takes the next one along; the tail of a longer one does not.
-    is_whole = group[0].kind == "heading" or not group[0].path
-    return is_whole and ruler.size(group[0].start, group[-1].end) < SMALL
+    is_small = ruler.size(group[0].start, last.end) < SMALL
+    if block.kind == "heading":
+        # Only a small section that is here as a whole takes the next one along; the tail of a longer one does not.
+        return is_small and (group[0].kind == "heading" or not group[0].path)
+    return is_small or (block.kind == "lines" and (last.kind == "lines" or last.introduces))
 
 
 def _paragraph_starts(text: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,22 +9,25 @@ from typing import Any
 
 from pgvector import HalfVector
 
-from orchestrator.database import Connection, Database, Json, Row, copy_rows, statement
-from orchestrator.errors import InputError, UnknownNameError
-from orchestrator.failpoints import failpoint
-from orchestrator.knowledge.lexical import add_postings, count_chunks, detect_language
+from orchestrator.database import Connection, Database, Row, statement
+from orchestrator.errors import InputError, OtherSpaceError, UnknownNameError
+from orchestrator.knowledge import timeline
+from orchestrator.knowledge.changes import compare_versions, mark_changes
+from orchestrator.knowledge.erase import Receipt, erase
 from orchestrator.knowledge.records import (
     Collection,
     CollectionStats,
     DocumentInfo,
     Known,
+    Moved,
+    VersionDiff,
     VersionInfo,
     VersionText,
     Written,
 )
 from orchestrator.knowledge.search import search_passages
-from orchestrator.knowledge.versions import Placement, Version, place_version
-from orchestrator.types import Chunk, Document, Passage, SearchRequest
+from orchestrator.knowledge.write import Draft, Packed, versions_of, write_versions
+from orchestrator.types import Citation, Passage, SearchRequest
 
 
 class PgStore:
@@ -105,6 +107,33 @@ class PgStore:
         dimensions = found.dimensions if request.mode == "lexical" else len(request.vector)
         _refuse_other_space(found, self._space or found.space, dimensions)
 
+    async def learned(self, tenant: str, collection: str) -> tuple[float | None, float | None]:
+        """Weights of the dense side and of the re-ranker that the collection has learnt; None where it has not."""
+        row = await self._database.of(tenant).fetch_one(statement("learned-weights"), name=collection)
+        return (row.dense_weight, row.rerank_weight) if row else (None, None)
+
+    async def learn(
+        self, collection: str, dense_weight: float | None, rerank_weight: float | None, record: Mapping[str, Any]
+    ) -> None:
+        """Keeps the weights that the collection's searches are to take (None: the default); ``record``: what taught them.
+
+        Raises UnknownNameError.
+        """
+        found = await self.collection(collection)
+        values = {"dense_weight": dense_weight, "rerank_weight": rerank_weight, "learned": Json(dict(record))}
+        async with self._database.transaction() as connection:
+            await connection.execute(statement("set-learned-weights"), {"collection_id": found.id, **values})
+
+    async def read_spans(self, spans: Sequence[Passage], tenant: str) -> list[str]:
+        """The stored text at the span of each passage, in one round trip; in order."""
+        values = {
+            "document_ids": [passage.document_id for passage in spans],
+            "numbers": [passage.version for passage in spans],
+            "starts": [passage.span[0] for passage in spans],
+            "ends": [passage.span[1] for passage in spans],
+        }
+        return [row.text for row in await self._database.of(tenant).fetch(statement("read-spans"), **values)]
+
     # writing
 
     async def known(self, collection: Collection, external_ids: Sequence[str]) -> dict[str, Known]:
@@ -117,14 +146,11 @@ class PgStore:
                 space=collection.space,
                 external_ids=list(external_ids),
             )
-            versions = await _all(connection, "versions-that-count", document_ids=[row.document_id for row in found])
+            versions = await versions_of(connection, [row.document_id for row in found])
             now = (await _one(connection, "database-now")).now
-        by_document: dict[Any, list[Version]] = {}
-        for row in versions:
-            by_document.setdefault(row.document_id, []).append(_version(row))
         known = {
             row.external_id: Known(
-                tuple(by_document.get(row.document_id, ())),
+                tuple(versions.get(row.document_id, ())),
                 frozenset(row.held),
                 row.title,
                 row.source,
@@ -135,50 +161,21 @@ class PgStore:
         }
         return {name: known.get(name, Known((), frozenset(), "", "", {}, now)) for name in external_ids}
 
-    async def write_version(
-        self, collection: Collection, document: Document, chunks: Sequence[Chunk], vectors: Mapping[str, bytes]
-    ) -> Written:
-        """Stores one version of a document in one transaction: all of it, or nothing when it is there already.
+    async def write_versions(
+        self,
+        collection: Collection,
+        drafts: Sequence[Draft],
+        vectors: Mapping[str, Packed],
+        began: datetime | None = None,
+    ) -> list[Written]:
+        """Stores versions in one transaction, as ``write.write_versions``."""
+        return await write_versions(self._database, collection, drafts, vectors, began)
 
-        ``vectors``: packed vectors (``pack_vector``) by chunk hash, for the chunks that the store has none of.
-        """
-        async with self._database.transaction() as connection:
-            await connection.execute(statement("lock-collection"), {"collection_id": collection.id})
-            names = {"collection_id": collection.id, "external_id": document.external_id}
-            row = await _one(connection, "find-document", **names)
-            versions = await _versions(connection, row.id) if row else []
-            now = (await _one(connection, "database-now")).now
-            place = place_version(
-                versions,
-                sha256=text_sha256(document.text),
-                title=document.title,
-                source=document.source,
-                valid_from=document.valid_from,
-                now=now,
-            )
-            described = {
-                **names,
-                "title": document.title,
-                "source": document.source,
-                "metadata": Json(dict(document.metadata)),
-            }
-            if place is None:
-                if row and is_latest(versions, document):
-                    await connection.execute(statement("update-document"), {**described, "document_id": row.id})
-                return Written("unchanged")
-            held = await _held(connection, collection, row.id) if row else set()
-            missing = tuple(dict.fromkeys(c.sha256 for c in chunks if c.sha256 not in held and c.sha256 not in vectors))
-            if missing:  # a concurrent delete took vectors away after the look-up
-                return Written("unchanged", missing=missing)
-            if row is None:
-                row = await _one(connection, "insert-document", **described)
-            elif place.is_latest:
-                await connection.execute(statement("update-document"), {**described, "document_id": row.id})
-            number = await _insert_version(connection, collection, row.id, document, chunks, vectors, place, held)
-            failpoint("before-commit")
-        failpoint("after-commit")
-        new = len({chunk.sha256 for chunk in chunks} - held)
-        return Written("updated" if versions else "added", number, new, len(chunks) - new)
+    async def clock(self) -> datetime:
+        """The database's time of day."""
+        row: Row = await self._database.fetch_one(statement("database-now"))
+        now: datetime = row.now
+        return now
 
     async def refresh_statistics(self) -> None:
         """Tells PostgreSQL's planner about many new rows, so that searches are fast at once."""
@@ -186,61 +183,146 @@ class PgStore:
             await connection.execute(statement("refresh-statistics"))
 
     async def delete(self, collection: str, external_id: str) -> None:
-        """Takes a document out of every search, at every time; its history stays. Raises UnknownNameError."""
-        found = await self.collection(collection)
-        async with self._database.transaction() as connection:
-            await connection.execute(statement("lock-collection"), {"collection_id": found.id})
-            row = await _one(connection, "supersede-document", collection_id=found.id, external_id=external_id)
-            if row is None:
-                raise _unknown_document(collection, external_id)
-            await _refresh_live(connection, found.id, row.id)
+        """Takes a document away for every time; only a search as known before finds it. Raises UnknownNameError."""
+        await timeline.delete(await self._place(collection), external_id)
 
-    async def erase(self, collection: str, external_id: str) -> None:
-        """Removes a document with its whole history from the tables. Raises UnknownNameError."""
-        found = await self.collection(collection)
+    async def erase(self, collection: str, external_id: str) -> Receipt:
+        """Removes a document with its whole history from the tables, as ``erase.erase``. Raises UnknownNameError."""
+        return await erase(self._database, await self.collection(collection), external_id)
+
+    # time
+
+    async def retire(
+        self, collection: str, external_id: str, valid_from: datetime | None = None, *, and_later: bool = False
+    ) -> Moved:
+        """From ``valid_from`` (now when None) on there is no such document, as ``timeline.retire``."""
+        place = await self._place(collection)
+        return await timeline.retire(place, external_id, valid_from=valid_from, and_later=and_later)
+
+    async def restore(self, collection: str, external_id: str, number: int) -> Moved:
+        """The text of this version holds from now on, as ``timeline.restore``."""
+        return await timeline.restore(await self._place(collection), external_id, number)
+
+    async def withdraw(self, collection: str, external_id: str, number: int) -> Moved:
+        """This version was a mistake and never held, as ``timeline.withdraw``."""
+        return await timeline.withdraw(await self._place(collection), external_id, number)
+
+    async def diff(
+        self, collection: str, external_id: str, before: int | None = None, after: int | None = None
+    ) -> VersionDiff:
+        """What differs between two versions, by paragraphs; the one that holds now and the one before it when None.
+
+        Raises UnknownNameError, and InputError when there is no version before.
+        """
+        return await compare_versions(self._database, await self.collection(collection), external_id, before, after)
+
+    async def mark_changes(self, citations: Sequence[Citation], tenant: str) -> tuple[Citation, ...]:
+        """The citations, each with what its paragraph says now if that is something else; one round trip for all."""
+        return await mark_changes(self._database.of(tenant), citations)
+
+    # folders as the source of truth
+
+    async def synced(self, collection: Collection, root: str, folder: str, at: datetime | None) -> list[Row]:
+        """Every document of the collection: who states it, and the text that holds at ``at``."""
+        values = {"root": root, "folder": f"{folder.rstrip('/')}/", "at": at}
+        return await self._database.fetch(statement("synced-documents"), collection_id=collection.id, **values)
+
+    async def rename(self, collection: Collection, names: Mapping[str, str]) -> None:
+        """Gives documents other ids, all or none; versions, citations and history stay theirs."""
         async with self._database.transaction() as connection:
-            await connection.execute(statement("lock-collection"), {"collection_id": found.id})
-            values = {"collection_id": found.id, "external_id": external_id}
-            if await _one(connection, "find-document", **values) is None:
-                raise _unknown_document(collection, external_id)
-            row = await _one(connection, "supersede-document", **values)
-            if row is not None:
-                await _refresh_live(connection, found.id, row.id)
-            await connection.execute(statement("erase-document"), values)
+            await connection.execute(statement("lock-collection"), {"collection_id": collection.id})
+            for before, after in names.items():
+                values = {"collection_id": collection.id, "before": before, "after": after}
+                await connection.execute(statement("rename-document"), values)
+
+    async def claim(self, collection: Collection, external_ids: Sequence[str], root: str) -> None:
+        """From now on these documents end when they are not in the folder of that name any more."""
+        values = {"collection_id": collection.id, "external_ids": list(external_ids), "root": root}
+        async with self._database.transaction() as connection:
+            await connection.execute(statement("claim-documents"), values)
+
+    async def ended(self, collection: Collection, external_ids: Sequence[str], at: datetime | None) -> list[Row]:
+        """Those of these documents that are retired at ``at``, with the number of their end."""
+        values = {"collection_id": collection.id, "external_ids": list(external_ids), "at": at}
+        return await self._database.fetch(statement("ended-documents"), **values)
+
+    async def _place(self, collection: str) -> timeline.Place:
+        return self._database, await self.collection(collection)
 
     # reading
 
     async def list_documents(
-        self, collection: str, *, limit: int = 100, after: str | None = None, deleted: bool = False
+        self,
+        collection: str,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        deleted: bool = False,
+        as_of: datetime | None = None,
+        known_at: datetime | None = None,
     ) -> list[DocumentInfo]:
-        """Documents in order of their id, from the one behind ``after``; deleted ones only when asked for."""
+        """Documents in order of their id, from the one behind ``after``; deleted and retired ones only when asked for.
+
+        With ``as_of`` or ``known_at``: those that there were then, as it was known then.
+        """
         found = await self.collection(collection)
-        rows = await self._database.fetch(
-            statement("list-documents"), collection_id=found.id, limit=limit, after=after, deleted=deleted
-        )
+        values = {"limit": limit, "after": after, "deleted": deleted, "as_of": as_of, "known_at": known_at}
+        rows = await self._database.fetch(statement("list-documents"), collection_id=found.id, **values)
         return [DocumentInfo(*row) for row in rows]
 
-    async def history(self, collection: str, external_id: str) -> list[VersionInfo]:
-        """Every version of a document that was ever stored, by number. Raises UnknownNameError."""
+    async def history(
+        self, collection: str, external_id: str, *, known_at: datetime | None = None
+    ) -> list[VersionInfo]:
+        """Every version of a document that was ever stored, or that counted at ``known_at``, by number.
+
+        Raises UnknownNameError.
+        """
         found = await self.collection(collection)
-        rows = await self._database.fetch(
-            statement("document-history"), collection_id=found.id, external_id=external_id
-        )
+        values = {"collection_id": found.id, "external_id": external_id, "known_at": known_at}
+        rows = await self._database.fetch(statement("document-history"), **values)
         if not rows:
-            raise _unknown_document(collection, external_id)
-        return [VersionInfo(*row._replace(notes=tuple(row.notes))) for row in rows]
+            raise await self._unknown(found, external_id)
+        return [VersionInfo(*row._replace(notes=tuple(row.notes))[:-1]) for row in rows]
 
     async def get_version_text(
-        self, collection: str, external_id: str, *, number: int | None = None, as_of: datetime | None = None
+        self,
+        collection: str,
+        external_id: str,
+        *,
+        number: int | None = None,
+        as_of: datetime | None = None,
+        known_at: datetime | None = None,
     ) -> VersionText:
-        """The stored text of one version: by number, or valid at ``as_of`` (now when None). Raises UnknownNameError."""
+        """The stored text of one version: by number, or valid at ``as_of`` (now when None), as known at ``known_at``.
+
+        Raises UnknownNameError.
+        """
         found = await self.collection(collection)
-        row = await self._database.fetch_one(
-            statement("version-text"), collection_id=found.id, external_id=external_id, number=number, as_of=as_of
-        )
+        values = {"external_id": external_id, "number": number, "as_of": as_of, "known_at": known_at}
+        row = await self._database.fetch_one(statement("version-text"), collection_id=found.id, **values)
         if row is None:
-            raise _unknown_document(collection, external_id)
-        return VersionText(*row)
+            raise await self._unknown(found, external_id)
+        if row.is_end and number is None:
+            raise UnknownNameError(
+                f"{external_id!r} was retired: from {row.valid_from:%Y-%m-%d} on there is no such document. "
+                "Ask for an earlier time, or `orchestrator documents restore` a version",
+                param="document",
+            )
+        return VersionText(*row[:-1])
+
+    async def _unknown(self, collection: Collection, external_id: str) -> UnknownNameError:
+        """Why there is no such document (or version of it): its name may be one that it had before."""
+        values = {"collection_id": collection.id, "external_id": external_id}
+        renamed = await self._database.fetch_one(statement("renamed-document"), **values)
+        if renamed is None:
+            return timeline.unknown_document(collection.name, external_id)
+        return UnknownNameError(f"{external_id!r} is called {renamed.external_id!r} now", param="document")
+
+    async def current_texts(self, collection: str, external_ids: Sequence[str]) -> list[Row]:
+        """``external_id``, ``text`` and ``metadata`` of those of the documents that are valid now, in the order asked."""
+        found = await self.collection(collection)
+        values = {"collection_id": found.id, "external_ids": list(external_ids)}
+        return await self._database.fetch(statement("current-texts"), **values)
 
     async def version(self, document_id: str, number: int) -> VersionText:
         """The stored text that a citation names by document id and version number. Raises UnknownNameError."""
@@ -252,100 +334,12 @@ class PgStore:
         return VersionText(*row)
 
 
-def text_sha256(text: str) -> str:
-    """Hash of a stored text, hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def pack_vector(vector: Sequence[float]) -> bytes:
     """A vector in pgvector's binary form of a halfvec. Raises InputError when it is not a finite, non-zero vector."""
     length = math.sqrt(sum(value * value for value in vector))
     if not math.isfinite(length) or not 1e-6 < length < 1e4:
         raise InputError("the embedder gave a vector that is zero or not finite")
     return bytes(HalfVector(list(vector)).to_binary())
-
-
-def is_latest(versions: Sequence[Version], document: Document) -> bool:
-    """Whether this stored document is the version that no other follows: title and metadata are taken from that one."""
-    last = versions[-1] if versions else None
-    return last is not None and (last.sha256, last.title) == (text_sha256(document.text), document.title)
-
-
-async def _insert_version(
-    connection: Connection,
-    collection: Collection,
-    document_id: Any,
-    document: Document,
-    chunks: Sequence[Chunk],
-    vectors: Mapping[str, bytes],
-    place: Placement,
-    held: set[str],
-) -> int:
-    """Writes the version with chunks, vectors and postings; gives its number. ``held``: hashes that are in use."""
-    if place.corrects is not None:
-        await connection.execute(statement("supersede-version"), {"version_id": place.corrects})
-    language = collection.language or detect_language(document.text) or "english"
-    version = await _one(
-        connection,
-        "insert-version",
-        document_id=document_id,
-        sha256=text_sha256(document.text),
-        title=document.title,
-        source=document.source,
-        media_type=document.media_type,
-        text=document.text,
-        notes=list(document.notes),
-        valid_from=place.valid_from,
-        language=language,
-        is_end=False,
-    )
-    await connection.execute(statement("refresh-validity"), {"document_id": document_id})
-    failpoint("version-inserted")
-    rows = await _all(
-        connection,
-        "add-chunks",
-        collection_id=collection.id,
-        document_id=document_id,
-        language=language,
-        sha256s=[chunk.sha256 for chunk in chunks],
-        contexts=[chunk.context for chunk in chunks],
-        texts=[chunk.text for chunk in chunks],
-    )
-    ids = {row.sha256: row.id for row in rows}
-    await connection.execute(statement("make-incoming"))
-    spans = ((c.ordinal, ids[c.sha256], *c.span, c.paragraph, list(c.heading_path), c.page) for c in chunks)
-    await copy_rows(connection, statement("copy-spans"), spans)
-    await connection.execute(statement("insert-spans"), {"version_id": version.id})
-    failpoint("chunks-inserted")
-    fresh = dict.fromkeys(c.sha256 for c in chunks if c.sha256 not in held)
-    packed = ((ids[sha256], vectors[sha256], None) for sha256 in fresh)
-    await copy_rows(connection, statement("copy-vectors"), packed, ("int8", "bytea", "bytea"))
-    values = {"collection_id": collection.id, "space": collection.space}
-    await connection.execute(statement("insert-vectors"), values)
-    failpoint("vectors-inserted")
-    texts = {c.sha256: c.indexed for c in chunks}
-    unposted = [row for row in rows if not row.is_posted]
-    await add_postings(
-        connection, collection.id, language, [row.id for row in unposted], [texts[row.sha256] for row in unposted]
-    )
-    failpoint("postings-inserted")
-    await _refresh_live(connection, collection.id, document_id)
-    return int(version.number)
-
-
-async def _refresh_live(connection: Connection, collection_id: int, document_id: Any) -> None:
-    changed = await _all(connection, "refresh-live", document_id=document_id)
-    for sign in (1, -1):
-        await count_chunks(connection, collection_id, [row.id for row in changed if row.sign == sign], sign)
-
-
-async def _versions(connection: Connection, document_id: Any) -> list[Version]:
-    return [_version(row) for row in await _all(connection, "versions-that-count", document_ids=[document_id])]
-
-
-async def _held(connection: Connection, collection: Collection, document_id: Any) -> set[str]:
-    values = {"collection_id": collection.id, "space": collection.space, "document_id": document_id}
-    return {row.sha256 for row in await _all(connection, "held-chunks", **values)}
 
 
 async def _all(connection: Connection, name: str, **values: Any) -> list[Row]:
@@ -356,23 +350,12 @@ async def _one(connection: Connection, name: str, **values: Any) -> Row:
     return await (await connection.execute(statement(name), values)).fetchone()
 
 
-def _version(row: Row) -> Version:
-    return Version(row.id, row.number, row.sha256, row.title, row.source, row.valid_from, row.valid_to)
-
-
 def _refuse_other_space(collection: Collection, space: str, dimensions: int) -> None:
     if (collection.space, collection.dimensions) != (space, dimensions):
-        raise InputError(
+        raise OtherSpaceError(
             f"the collection {collection.name!r} holds vectors of {collection.space} ({collection.dimensions} numbers), "
             f"the embedder gives {space} ({dimensions} numbers): they cannot be compared. Use the embedder that made the "
             "collection, or ingest into another collection.",
+            space=collection.space,
             param="collection",
         )
-
-
-def _unknown_document(collection: str, external_id: str) -> UnknownNameError:
-    return UnknownNameError(
-        f"there is no such document {external_id!r} in the collection {collection!r}. "
-        "`orchestrator documents list` shows what there is.",
-        param="document",
-    )

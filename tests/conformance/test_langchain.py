@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_tests")
 
+from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -27,6 +28,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 import orchestrator.langchain
 from orchestrator.app import Orchestrator
 from orchestrator.errors import InputError, StreamBrokenError
+from orchestrator.knowledge.load import LoadFailure
 from orchestrator.langchain import (
     Opened,
     OrchestratorChatModel,
@@ -48,7 +50,7 @@ from orchestrator.testing import (
     WordTokens,
     passage,
 )
-from orchestrator.types import Adapter, Answer
+from orchestrator.types import Adapter, Answer, Document
 
 LEAVE = "Every employee has 25 days of leave a year."
 QUESTION = "How many days of leave do I get?"
@@ -387,12 +389,69 @@ def test_documents_keep_their_own_ids_and_titles() -> None:
         LangChainDocument(page_content="y", metadata={"source": "notes/b.md", "lang": "en"}),
     ]
 
-    documents = documents_from_langchain(given)
+    documents = [one for one in documents_from_langchain(given) if isinstance(one, Document)]
 
     assert [(document.external_id, document.title) for document in documents] == [("7", "7"), ("notes/b.md", "b")]
     assert documents[1].metadata["lang"] == "en"
 
 
-def test_two_documents_of_one_id_are_refused() -> None:
-    with pytest.raises(InputError, match="same"):
-        documents_from_langchain([LangChainDocument(page_content=text, id="same") for text in "ab"])
+def test_the_second_document_of_one_id_is_refused() -> None:
+    first, second = documents_from_langchain([LangChainDocument(page_content=text, id="same") for text in "ab"])
+
+    assert isinstance(first, Document)
+    assert isinstance(second, LoadFailure)
+    assert "same" in second.reason
+
+
+class Rows(BaseLoader):
+    """A loader of its own making, as those of langchain_community are; counts what has been asked of it."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.given = count, 0
+
+    def lazy_load(self) -> Iterator[LangChainDocument]:
+        for number in range(self.count):
+            self.given += 1
+            yield LangChainDocument(page_content=f"row {number}", metadata={"source": "t.csv", "row": number})
+
+
+def test_a_loader_is_read_as_it_is_asked() -> None:
+    loader = Rows(1_000)
+    documents = documents_from_langchain(loader)
+
+    assert [next(documents).external_id for _ in range(3)] == ["t.csv#row 0", "t.csv#row 1", "t.csv#row 2"]  # type: ignore[union-attr]
+    assert loader.given <= 4
+
+
+def test_ids_are_the_same_in_every_run() -> None:
+    given = [LangChainDocument(page_content=text) for text in ("one", "two")]
+    first, second = ([one.external_id for one in documents_from_langchain(given)] for _ in range(2))  # type: ignore[union-attr]
+
+    assert first == second
+    assert len(set(first)) == 2
+
+
+def test_what_looks_like_a_serialised_object_in_metadata_stays_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY_ENV", "canary")
+    secret = {"lc": 1, "type": "secret", "id": ["CANARY_ENV"]}
+    maker = {"lc": 1, "type": "constructor", "id": ["langchain_core", "documents", "Document"], "kwargs": {}}
+    (found,) = documents_from_langchain(
+        [LangChainDocument(page_content="x", id="1", metadata={"a": secret, "b": [maker], "c": {1, 2}, "d\0": object})]
+    )
+
+    assert isinstance(found, Document)
+    assert found.metadata["a"] == secret
+    assert found.metadata["b"] == [maker]
+    assert all(type(value) in (dict, list, str) for value in found.metadata.values())
+    assert "canary" not in str(found)
+    assert "\0" not in "".join(found.metadata)
+
+
+def test_text_and_names_of_a_loader_are_cleaned() -> None:
+    (found,) = documents_from_langchain(
+        [LangChainDocument(page_content="a\0b\ud800", id="i\0d", metadata={"title": "t\0", "source": "s\0"})]
+    )
+
+    assert isinstance(found, Document)
+    assert (found.text, found.external_id, found.title, found.source) == ("ab\ufffd", "id", "t", "s")
+    assert found.notes

@@ -22,6 +22,7 @@ from orchestrator.ledger import (
 )
 from orchestrator.prompts import load_catalogue
 from orchestrator.resources import folder
+from orchestrator.tenants import add_tenant
 from orchestrator.testing import passage
 from orchestrator.types import Answer, Generation, Message, Plan, Query, Usage
 
@@ -52,13 +53,15 @@ async def write_answers(database, count, tenant="default"):
 
 async def as_dba(database, query, **values):
     """One statement of a superuser who has switched the triggers off."""
-    async with database.transaction() as connection:
+    async with database.ownership() as connection:
         await connection.execute("set local session_replication_role = replica")
         await connection.execute(query, values)
 
 
 async def rows(database):
-    return await database.fetch("select * from answers order by tenant, seq")
+    """Every tenant's, as the superuser sees them."""
+    async with database.ownership() as connection:
+        return await (await connection.execute("select * from answers order by tenant, seq")).fetchall()
 
 
 async def test_answers_become_one_chain(database):
@@ -101,6 +104,8 @@ async def test_sixty_four_writers_at_once_make_one_chain_in_few_transactions(dat
 
 
 async def test_several_processes_share_the_chain(database):
+    await add_tenant(database, "other")
+
     async def process(tenant, number):
         async with Ledger.open(database) as ledger:
             queries = [Query(f"question {number}-{turn}", tenant=tenant) for turn in range(5)]
@@ -114,6 +119,8 @@ async def test_several_processes_share_the_chain(database):
 
 
 async def test_one_batch_of_two_tenants_feeds_two_chains(database):
+    for name in ("a", "b"):
+        await add_tenant(database, name)
     async with Ledger.open(database) as ledger:
         for tenant in ("a", "b", "a"):
             for record in pair(Query("x", tenant=tenant)):
@@ -247,6 +254,7 @@ async def test_rows_that_changed_places_are_found(database):
 
 
 async def test_a_row_that_moved_to_another_tenant_is_found(database):
+    await add_tenant(database, "other")
     await write_answers(database, 2)
 
     await as_dba(database, "update answers set tenant = 'other' where seq = 4")
@@ -262,8 +270,11 @@ async def test_a_row_that_moved_to_another_tenant_is_found(database):
 async def test_the_ledger_refuses_to_change(database, statement):
     await write_answers(database, 1)
 
-    with pytest.raises(DatabaseError, match="append-only"):
+    with pytest.raises(DatabaseError, match="permission denied"):
         await database.fetch(statement)
+    with pytest.raises(DatabaseError, match="append-only"):
+        async with database.ownership() as connection:
+            await connection.execute(statement)
 
     assert len(await rows(database)) == 2
     assert await verify_ledger(database, "default") == []
@@ -306,6 +317,7 @@ async def test_an_answer_without_an_outcome_was_partial(database):
 
 
 async def test_the_latest_answers_are_listed_first_and_of_one_tenant_only(database):
+    await add_tenant(database, "other")
     ids = await write_answers(database, 3)
     await write_answers(database, 1, tenant="other")
 
@@ -343,6 +355,16 @@ async def test_a_refused_record_does_not_take_down_those_beside_it(database):
     assert [type(end) for end in ends] == [type(None), LedgerError, type(None)]
     assert len(await rows(database)) == 3
     assert await verify_ledger(database, "default") == []
+
+
+async def test_a_record_of_an_unknown_tenant_is_refused_and_takes_down_no_other(database):
+    records = [pair(Query("a"))[0], pair(Query("x", tenant="nobody"))[0], pair(Query("b"))[0]]
+    async with Ledger.open(database) as ledger:
+        ends = await asyncio.gather(*(ledger.write(record) for record in records), return_exceptions=True)
+
+    assert [type(end) for end in ends] == [type(None), LedgerError, type(None)]
+    assert "orchestrator tenants add" in str(ends[1])
+    assert len(await rows(database)) == 2
 
 
 async def test_a_record_that_cannot_be_sent_does_not_stop_the_writer(database):

@@ -20,6 +20,7 @@ from orchestrator.errors import AdapterUnavailableError, InputError, UnknownName
 from orchestrator.prompts import load_catalogue
 from orchestrator.resources import folder
 from orchestrator.settings import Settings
+from orchestrator.tenants import add_tenant
 
 CATALOGUE = load_catalogue(folder("prompts"))
 
@@ -167,6 +168,7 @@ async def test_promotions_at_once_leave_one_active(registry: Registry, tmp_path:
 async def test_tenants_do_not_see_each_others_adapters(
     registry: Registry, database: Database, settings: Settings, tmp_path: Path
 ) -> None:
+    await add_tenant(database, "other")
     await registry.register(make_adapter(tmp_path / "a"))
 
     assert await Registry(database, replace(settings, tenant="other")).list() == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import hypothesis
+import hypothesis.strategies
 import pytest
 
 from orchestrator.errors import LoadError
@@ -46,6 +48,19 @@ def test_nul_is_removed_with_a_note() -> None:
         "Thirty days of leave for everyone in the company.",
         ("1 NUL characters removed",),
     )
+
+
+def test_byte_order_marks_inside_the_text_are_removed_with_a_note() -> None:
+    assert decode_text("\ufeffone\ufefftwo".encode()) == ("onetwo", ("1 byte order marks inside the text removed",))
+
+
+@hypothesis.given(hypothesis.strategies.text(hypothesis.strategies.characters(exclude_categories=())))
+def test_what_is_cleaned_can_be_stored(text: str) -> None:
+    cleaned, notes = clean_text(text)
+    cleaned.encode("utf-8")
+    assert not set(cleaned) & {"\0", "\r", "\ufeff"}
+    assert clean_text(cleaned) == (cleaned, ())
+    assert notes or cleaned == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_line_ends_become_newlines() -> None:

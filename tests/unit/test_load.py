@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.errors import InputError
 from orchestrator.knowledge.load import Loader, LoadFailure, load_path
+from orchestrator.knowledge.worker import bare_environment
 from orchestrator.types import Document
 
 
@@ -129,7 +131,7 @@ def test_hidden_files_are_left_out_and_unknown_ones_reported(tmp_path: Path) -> 
     written(tmp_path / "picture.png", b"\x89PNG")
     found = failure(tmp_path)
     assert found.skipped
-    assert ".docx .htm" in found.reason
+    assert " .docx .eml " in found.reason
 
 
 def test_html(tmp_path: Path) -> None:
@@ -317,8 +319,225 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 
 def test_the_childs_environment_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.knowledge import load as module
-
     monkeypatch.setenv("ORCHESTRATOR_DATABASE_URL", "postgresql://u:secret@h/d")
     monkeypatch.setenv("PGPASSWORD", "secret")
-    assert "secret" not in str(module._bare_environment())
+    assert "secret" not in str(bare_environment())
+
+
+def test_pptx(tmp_path: Path) -> None:
+    import pptx
+
+    show = pptx.Presentation()
+    show.core_properties.title = "Onboarding"
+    slide = show.slides.add_slide(show.slide_layouts[1])
+    slide.shapes.title.text = "Leave"
+    slide.placeholders[1].text = "Thirty days\nPaid"
+    slide.notes_slide.notes_text_frame.text = "Say it slowly."
+    table = show.slides.add_slide(show.slide_layouts[6]).shapes.add_table(2, 2, 0, 0, 9, 9).table
+    table.cell(0, 0).text, table.cell(1, 1).text = "a", "d"
+    show.save(str(tmp_path / "x.pptx"))
+    found = one(tmp_path / "x.pptx")
+    first, second = (found.text[place:].split("\n\n\n")[0] for place in found.pages)
+    assert found.title == "Onboarding"
+    assert first.startswith("# Leave\n\nThirty days\n\nPaid\n\nNotes:\n\nSay it slowly.")
+    assert second == "| a |  |\n|  | d |"
+
+
+def test_xlsx(tmp_path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.active.title = "Staff"
+    for row in (["Name", "Days", "Since"], ["Ada", 30.0, datetime(2024, 1, 2)], ["Bob\nB.", 1.5, None], [None] * 3):
+        book.active.append(row)
+    book.create_sheet("Numbers").append([1, 2])
+    book.save(tmp_path / "x.xlsx")
+    found = one(tmp_path / "x.xlsx")
+    first, second = found.pages
+    assert found.text[first:second].strip() == (
+        "# Staff\n\n| Name: Ada | Days: 30 | Since: 2024-01-02 |\n| Name: Bob B. | Days: 1.5 |"
+    )
+    assert found.text[second:] == "# Numbers\n\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("x.csv", "name,days\nAda,30\n", "| name: Ada | days: 30 |"),
+        ("x.csv", 'name;days\nAda;"3;\n0"\n', "| name: Ada | days: 3; 0 |"),
+        ("x.csv", "1,2\n3,4\n", "| 1 | 2 |\n| 3 | 4 |"),
+        ("x.csv", "name,days\n", "| name | days |"),
+        ("x.csv", "a,b\n1,2,3\n,5\n", "| a: 1 | b: 2 | 3 |\n| b: 5 |"),
+        ("x.tsv", "name\tdays, all\nAda\t30\n", "| name: Ada | days, all: 30 |"),
+        ("x.csv", "name,days\nÉva,30\n".encode("cp1252"), "| name: Éva | days: 30 |"),
+        ("x.csv", "name,days\nAda,30\n".encode("utf-16"), "| name: Ada | days: 30 |"),
+    ],
+)
+def test_tables(tmp_path: Path, name: str, content: str | bytes, text: str) -> None:
+    assert one(written(tmp_path / name, content)).text == text
+
+
+def make_epub(chapters: dict[str, str], title: str = "Whales") -> bytes:
+    items = "".join(f'<item id="i{n}" href="{name.replace(" ", "%20")}"/>' for n, name in enumerate(chapters))
+    spine = "".join(f'<itemref idref="i{n}"/>' for n in range(len(chapters)))
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "META-INF/container.xml", '<container><rootfiles><rootfile full-path="O/c.opf"/></rootfiles></container>'
+        )
+        archive.writestr(
+            "O/c.opf",
+            '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
+            f"<dc:title>{title}</dc:title><dc:creator>H. M.</dc:creator></metadata><manifest>{items}</manifest>"
+            f"<spine>{spine}</spine></package>",
+        )
+        for name, text in chapters.items():
+            archive.writestr(f"O/{name}", text)
+    return out.getvalue()
+
+
+def test_epub(tmp_path: Path) -> None:
+    chapters = {
+        "ch 2.xhtml": '<!DOCTYPE html><html><head><title/></head><body><h1>Loomings</h1><p>Call me <a id="x"/>Ishmael.</p>',
+        "a.xhtml": "<p>The end.</p>",
+    }
+    found = one(written(tmp_path / "x.epub", make_epub(chapters)))
+    assert (found.title, found.text) == ("Whales", "# Loomings\n\nCall me Ishmael.\n\nThe end.")
+    assert found.metadata == {"creator": "H. M."}
+
+
+MAIL = b"""From: Anna <anna@example.org>
+To: bob@example.org
+Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=
+Message-ID: <m1@example.org>
+MIME-Version: 1.0
+Content-Type: multipart/mixed; boundary=B
+
+--B
+Content-Type: multipart/alternative; boundary=C
+
+--C
+Content-Type: text/plain; charset=iso-8859-1
+Content-Transfer-Encoding: quoted-printable
+
+Tsch=FC=DF
+--C
+Content-Type: text/html
+
+<p>no
+--C--
+--B
+Content-Type: text/csv
+Content-Disposition: attachment; filename="../days.csv"
+
+name,days
+Ada,30
+--B
+Content-Type: application/octet-stream
+Content-Disposition: attachment; filename=tool.exe
+
+MZ
+--B
+Content-Type: application/pdf
+Content-Disposition: attachment; filename=broken.pdf
+
+%PDF
+--B--
+"""
+
+
+def test_mail_with_attachments(tmp_path: Path) -> None:
+    body, table, broken = load(written(tmp_path / "x.eml", MAIL))
+    assert isinstance(body, Document)
+    assert (body.external_id, body.title, body.media_type) == ("x.eml", "Grüße", "message/rfc822")
+    assert body.text == "From: Anna <anna@example.org>\nTo: bob@example.org\nSubject: Grüße\n\nTschüß"
+    assert body.metadata["attachments"] == ["days.csv", "tool.exe", "broken.pdf"]
+    assert isinstance(table, Document)
+    assert (table.external_id, table.text, table.media_type) == (
+        "x.eml#days.csv",
+        "| name: Ada | days: 30 |",
+        "text/csv",
+    )
+    assert isinstance(broken, LoadFailure)
+    assert broken.source.endswith("x.eml#broken.pdf")
+
+
+def test_mail_in_html_only(tmp_path: Path) -> None:
+    text = "Subject: x\nContent-Type: text/html; charset=windows-1251\n\n<h1>Отпуск</h1>"
+    assert one(written(tmp_path / "x.eml", text.encode("cp1251"))).text == "Subject: x\n\n# Отпуск"
+
+
+def test_a_mailbox_gives_its_messages(tmp_path: Path) -> None:
+    first = b"From a Mon Jan 1\n" + MAIL + b"\n"
+    second = b"From b Tue\nSubject: two\nMessage-ID: <m2@x>\n\nA line\n>From the start\nFrom here on\n\n"
+    third = b"From c Wed\nSubject: three\n\nNo id.\n"
+    found = load(written(tmp_path / "all.mbox", first + second + third))
+    documents = [item for item in found if isinstance(item, Document)]
+    assert [item.external_id for item in documents] == [
+        "all.mbox#m1@example.org",
+        "all.mbox#m1@example.org#days.csv",
+        "all.mbox#m2@x",
+        "all.mbox#message 48",
+    ]
+    assert documents[2].text == "Subject: two\n\nA line\nFrom the start\nFrom here on"
+    assert [item.line for item in found if isinstance(item, LoadFailure)] == [1]
+
+
+def test_a_message_over_the_limit_is_named_and_the_next_is_read(tmp_path: Path) -> None:
+    mails = [b"From a\nSubject: long\n\n" + b"x" * 9_000 + b"\n\n", b"From b\nSubject: short\n\ny\n"]
+    first, second = load(written(tmp_path / "x.mbox", b"".join(mails)), max_bytes=2_000)
+    assert isinstance(first, LoadFailure)
+    assert first.line == 1
+    assert isinstance(second, Document)
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [("x.py", "python"), ("x.ts", "typescript"), ("x.h", "c"), ("x.sql", "sql"), ("x.sh", "shell"), ("x.yml", "yaml")],
+)
+def test_source_code_is_kept_as_it_is(tmp_path: Path, name: str, media_type: str) -> None:
+    code = "---\n# no heading\n\n\n    indented\n"
+    found = one(written(tmp_path / name, code))
+    assert (found.title, found.text, found.media_type) == (name, code, f"text/x-{media_type}")
+
+
+ZERO_WIDTH = "a\0b\ufeffc"
+
+
+@pytest.mark.parametrize("kind", ["md", "txt", "rst", "py", "json", "html", "csv", "eml", "epub", "pdf", "jsonl"])
+def test_what_cannot_be_stored_is_taken_out_everywhere(tmp_path: Path, kind: str) -> None:
+    """Row E1: the file is stored, clean in every field, and its neighbour with it."""
+    text = f"# {ZERO_WIDTH}\n\nSome more text so that this is a text and {ZERO_WIDTH} in it.\n"
+    files = {
+        "html": f"<title>{ZERO_WIDTH}</title><p>{text}",
+        "csv": f"name,{ZERO_WIDTH}\nAda,{ZERO_WIDTH} and some more text\n",
+        "eml": f"Subject: {ZERO_WIDTH}\nMessage-ID: <{ZERO_WIDTH}>\n\n{text}",
+        "epub": make_epub({"a.xhtml": f"<h1>{ZERO_WIDTH}</h1>"}),
+        "pdf": make_pdf([ZERO_WIDTH.replace("\ufeff", "")], "t\0").replace(b"/Title (", b"/Producer (p\0q) /Title ("),
+        "jsonl": lines({"id": ZERO_WIDTH, "title": ZERO_WIDTH, "text": text, "metadata": {ZERO_WIDTH: [ZERO_WIDTH]}}),
+    }
+    written(tmp_path / f"a.{kind}", files.get(kind, text))
+    written(tmp_path / "b.txt", "neighbour")
+    found, neighbour = load(tmp_path)
+    assert isinstance(found, Document), found
+    assert isinstance(neighbour, Document)
+    shown = json.dumps([found.external_id, found.title, found.text, found.source, found.metadata], ensure_ascii=False)
+    assert "\\u0000" not in shown
+    assert "\ufeff" not in shown
+    assert found.notes or kind == "html"  # an HTML parser itself replaces NUL
+
+
+def test_a_link_in_a_folder_is_read_from_inside_only(tmp_path: Path) -> None:
+    written(tmp_path / "in" / "a.txt", "inside")
+    written(tmp_path / "out.txt", "outside")
+    (tmp_path / "in" / "b.txt").symlink_to(tmp_path / "out.txt")
+    (tmp_path / "in" / "c.txt").symlink_to(tmp_path / "in" / "a.txt")
+    a, b, c = load(tmp_path / "in")
+    assert isinstance(b, LoadFailure)
+    assert "leads out" in b.reason
+    assert [item.text for item in (a, c) if isinstance(item, Document)] == ["inside", "inside"]
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.txt")
+    assert "no plain file" in failure(tmp_path).reason

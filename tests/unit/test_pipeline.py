@@ -610,7 +610,7 @@ async def test_plan_and_search_ask_no_model_and_leave_no_record():
     found = await pipeline.search(Query(QUESTION, k=1))
 
     assert plan.route == "grounded"
-    assert found == (LEAVE,)
+    assert found.passages == (LEAVE,)
     assert engine.received == []
     assert pipeline.ledger.records == []
 

@@ -85,7 +85,7 @@ def test_paragraphs_are_counted_by_blank_lines(text: str) -> None:
 
 
 def test_sections_carry_their_headings() -> None:
-    long = MARKDOWN.replace("thirty days.", "thirty days. " * 40)
+    long = MARKDOWN.replace("thirty days.", "thirty days. " * 20)
     chunks = split(document(long))
     assert [chunk.heading_path for chunk in chunks] == [("Leave",), ("Leave", "Parents")]
     assert chunks[0].text.startswith("# Leave")
@@ -111,12 +111,23 @@ def test_plain_text_has_no_headings() -> None:
 
 @pytest.mark.parametrize(
     ("media_type", "text"),
-    [("text/markdown", "One\n===\n\nTwo\n---\n\nbody"), ("text/x-rst", "One\n===\n\nTwo\n~~~\n\nbody")],
+    [
+        ("text/markdown", "# One\n\n## Two\n\nbody"),
+        ("text/markdown", "One\n===\n\nTwo\n---\n\nbody"),
+        ("text/x-rst", "One\n===\n\nTwo\n~~~\n\nbody"),
+        ("text/markdown", "= One =\n\n== Two ==\n\nbody"),
+        ("text/markdown", " = One = \n \n = = Two = = \n \n body"),
+    ],
 )
-def test_underlined_headings(media_type: str, text: str) -> None:
-    chunks = split(document(text, media_type), 12)
-    assert chunks[-1].text == "body"
-    assert chunks[-1].heading_path == ("One", "Two")
+def test_headings_of_each_markup(media_type: str, text: str) -> None:
+    chunk = split(document(text, media_type))[-1]
+    assert chunk.text.endswith("body")
+    assert chunk.heading_path == ("One", "Two")
+
+
+@pytest.mark.parametrize("text", ["a = b = c", "= x", "x =", "== a =", "===", "if a == b == c:"])
+def test_an_equation_is_no_heading(text: str) -> None:
+    assert split(document(text))[0].heading_path == ()
 
 
 def test_a_title_that_is_the_first_heading_is_indexed_once() -> None:
@@ -124,9 +135,56 @@ def test_a_title_that_is_the_first_heading_is_indexed_once() -> None:
     assert chunk.indexed == "# Leave\n\nDays."
 
 
-def test_lists_are_cut_between_lines() -> None:
-    text = "\n".join(f"- point {number} with some words. And more" for number in range(60))
+def test_paragraphs_are_chunks_of_their_own_and_short_ones_take_the_next() -> None:
+    long, short = "A sentence of a paragraph that has enough to say. " * 4, "Good evening."
+    chunks = split(document(f"{long}\n\n{long}\n\n{short}\n\n{long}", "text/plain"))
+    assert [chunk.text for chunk in chunks] == [long.strip(), long.strip(), f"{short}\n\n{long.strip()}"]
+
+
+def test_a_list_stays_with_its_items_and_the_line_that_introduces_it() -> None:
+    items = "\n\n".join(f"- item {number} of a list whose items stand apart from each other" for number in range(8))
+    before = "What there is to say before a list comes up takes more than a hundred characters. " * 2
+    chunks = split(
+        document(
+            f"{before}\n\nThe steps for everyone who takes part, in the order in which they are to be taken:\n\n{items}"
+        )
+    )
+    assert [chunk.text[:9] for chunk in chunks] == ["What ther", "The steps"]
+    assert chunks[1].text.endswith("- item 7 of a list whose items stand apart from each other")
+
+
+def test_a_list_right_under_a_sentence_is_a_list() -> None:
+    text = "Steps:\n" + "\n".join(f"- point {number} with some words. And more" for number in range(60))
+    assert all(chunk.text.startswith("- point") for chunk in split(document(text))[1:])
+
+
+def test_lists_are_cut_between_items() -> None:
+    text = "\n".join(f"- point {number} with some words. And\n  more in a second line" for number in range(60))
     assert all(chunk.text.startswith("- point") for chunk in split(document(text)))
+
+
+def test_code_and_tables_that_fit_are_whole() -> None:
+    code = "```\n" + "\n".join(f"line_{number} = 1. + 2." for number in range(12)) + "\n\nend\n```"
+    table = "| a | b |\n|---|---|\n" + "\n".join(f"| x{number} | y |" for number in range(12))
+    prose = "Words that stand between. " * 20
+    chunks = split(document(f"{prose}\n\n{code}\n\n{prose}\n\n{table}"))
+    assert code in [chunk.text for chunk in chunks]
+    assert table in [chunk.text for chunk in chunks]
+
+
+def test_later_parts_of_a_table_are_searched_with_its_header() -> None:
+    table = "| Name | Days |\n|---|---|\n" + "\n".join(f"| row {number} | {number} |" for number in range(200))
+    chunks = split(document(table))
+    assert len(chunks) > 2
+    assert all(chunk.context == "Title\n| Name | Days |" for chunk in chunks[1:])
+    assert chunks[0].context == "Title"
+    assert all("Name" not in chunk.text for chunk in chunks[1:])
+
+
+def test_a_heading_is_not_alone_when_its_paragraph_is_cut() -> None:
+    chunks = split(document("# A heading over it\n\n" + "One more sentence of a paragraph. " * 29))
+    assert chunks[0].text.startswith("# A heading over it\n\nOne more")
+    assert len(chunks) == 2
 
 
 def test_long_paragraphs_are_cut_at_sentences() -> None:
@@ -139,9 +197,30 @@ def test_chinese_is_cut_at_its_full_stops() -> None:
     assert all(chunk.text.endswith("。") for chunk in split(document(text, "text/plain")))
 
 
+@pytest.mark.parametrize(
+    ("sample", "at_most"),
+    [
+        ("汉字没有空格。", 200),
+        ("Слово за словом. ", 250),
+        ("| 12 | 3.4 ", 500),
+        ("Wörter einer anderen Sprache. ", 667),
+        ("The words of a language that it knows. ", 1_000),
+    ],
+)
+def test_what_takes_more_word_pieces_takes_fewer_characters(sample: str, at_most: int) -> None:
+    chunks = split(document(sample * 400, "text/plain"))
+    assert max(len(chunk.text) for chunk in chunks) <= at_most
+    assert max(len(chunk.text) for chunk in chunks) > at_most / 2
+
+
+def test_a_title_without_end_leaves_room_for_the_text() -> None:
+    chunk = split(Document("d", "汉" * 5_000, "text", "test"))[0]
+    assert len(chunk.context) <= 50
+
+
 def test_pages_are_those_that_chunks_start_on() -> None:
-    text = "a" * 900 + "\n\n" + "b" * 900 + "\n\n" + "c" * 900
-    assert [chunk.page for chunk in split(document(text, "application/pdf", pages=(0, 902, 1804)))] == [1, 2, 3]
+    text = "a" * 500 + "\n\n" + "b" * 500 + "\n\n" + "c" * 500
+    assert [chunk.page for chunk in split(document(text, "application/pdf", pages=(0, 502, 1004)))] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("unit", ["x", "word ", " ", ". ", "\n", "- a\n", "#"])

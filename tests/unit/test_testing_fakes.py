@@ -20,7 +20,7 @@ from orchestrator.testing import (
     WordTokens,
     passage,
 )
-from orchestrator.types import Adapter, Completion, Generation, Message, Plan, Query
+from orchestrator.types import Adapter, Completion, Generation, Message, Plan, Query, SearchRequest
 
 GENERATION = Generation("base", (Message("user", "hello"),), 10)
 ADAPTER = Adapter("cited", "a" * 64, Path("x"), "base", 16, "p", "d", "c", "d")
@@ -52,12 +52,12 @@ async def test_the_store_finds_what_shares_words_and_is_valid():
     new = passage(2, "leave is 25 days", valid_from=datetime(2025, 1, 1, tzinfo=UTC))
     store = MemoryStore({"default": [passage(3, "parking"), old, new]})
 
-    now = await store.search("leave days", [], collection="default", k=5)
-    before = await store.search("leave days", [], collection="default", k=1, as_of=datetime(2024, 6, 1, tzinfo=UTC))
+    now = await store.search(SearchRequest("leave days", [], collection="default", k=5))
+    before = await store.search(SearchRequest("leave days", [], collection="default", k=1, as_of=datetime(2024, 6, 1, tzinfo=UTC)))
 
     assert [found.chunk_id for found in now] == [2, 3]
     assert [found.chunk_id for found in before] == [1]
-    assert await store.search("leave", [], collection="other", k=5) == []
+    assert (await store.search(SearchRequest("leave", [], collection="other", k=5))).passages == ()
 
 
 async def test_the_engine_plays_its_scripts_in_order_and_repeats_the_last():

@@ -1,0 +1,105 @@
+"""Mixes the scores of the stages into one order: dense, BM25, character grams, and a re-ranker's score.
+
+Pure: lists of numbers in, numbers out. The weights follow from how well the embedder's tokenizer reads the text, not from
+the set at hand (docs/retrieval.md has the figures).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Scores = npt.NDArray[np.float64]
+
+GRAM, UNSPACED_GRAM = 4, 2  # characters; a word of an unspaced script has one or two
+UNREAD = 9.0  # letters to a piece; of English chunks 99 in 100 have less than 5.7, of questions less than 7
+MAX_QUESTION = 1_000  # characters of a question that grams are taken from
+
+_GAP = re.compile(r"[\W_]+")
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003134f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """``dense``: share of the cosine beside BM25; ``grams``: share of the grams beside both; ``second``: of the re-ranker."""
+
+    dense: float
+    grams: float
+    second: float
+
+
+# One rule for all collections, chosen on five sets and checked on seven others (docs/retrieval.md).
+FAMILIAR = Weights(dense=0.7, grams=0.1, second=0.35)
+FOREIGN = Weights(dense=0.25, grams=0.47, second=0.1)
+
+
+def weights_for(familiarity: float) -> Weights:
+    """The weights for a text that the embedder's model reads as well as ``familiarity`` says, from 0 to 1."""
+    return Weights(
+        *(
+            low * (1 - familiarity) + high * familiarity
+            for low, high in (
+                (FOREIGN.dense, FAMILIAR.dense),
+                (FOREIGN.grams, FAMILIAR.grams),
+                (FOREIGN.second, FAMILIAR.second),
+            )
+        )
+    )
+
+
+def familiarity(texts: Sequence[str], pieces: int, letters_per_piece: tuple[float, float]) -> float:
+    """How far the model is at home in these texts, from 0 to 1; ``pieces``: what its tokenizer cut them into.
+
+    Fertility of the tokenizer tells how well a language was present in training (Rust et al. 2021, "How Good is Your
+    Tokenizer?"); it needs no label and no list of languages. Where each word became one unknown piece (Thai: 19 letters)
+    the model has read nothing.
+    """
+    low, high = letters_per_piece
+    letters = sum(sum(map(str.isalnum, text)) for text in texts) / max(pieces, 1)
+    return 0.0 if letters > UNREAD else min(1.0, max(0.0, (letters - low) / (high - low)))
+
+
+def gram_coverage(question: str, texts: Sequence[str]) -> list[float]:
+    """Share of the question's character grams that each text holds, each weighted by its idf among the texts; 0 to 1.
+
+    Finds what stems and whole words miss: compounds, inflection, order of words (McNamee & Mayfield 2004, "Character
+    N-Gram Tokenization for European Language Text Retrieval": 4 for European languages).
+    """
+    import numpy as np
+
+    asked = _normal(question[:MAX_QUESTION])
+    size = UNSPACED_GRAM if len(_UNSPACED.findall(asked)) * 4 > len(asked) else GRAM
+    grams = sorted({asked[i : i + size] for i in range(len(asked) - size + 1)})
+    if not grams or not texts:
+        return [0.0] * len(texts)
+    normal = [_normal(text) for text in texts]
+    holds = np.array([[gram in text for gram in grams] for text in normal], np.float64)
+    count = holds.sum(axis=0)
+    idf = np.where(count > 0, np.log1p((len(texts) - count + 0.5) / (count + 0.5)), 0.0)
+    covered: list[float] = (holds @ idf / max(idf.sum(), 1e-9)).tolist()
+    return covered
+
+
+def interpolate(first: Sequence[float], second: Sequence[float], weight: float) -> list[float]:
+    """``(1 - weight) first + weight second``, each from 0 and scaled to a maximum of 1 over the passages."""
+    mixed: list[float] = ((1 - weight) * scaled(first) + weight * scaled(second)).tolist()
+    return mixed
+
+
+def scaled(scores: Sequence[float]) -> Scores:
+    """Scores from their theoretical minimum of 0 (what is below counts as 0), divided by their maximum."""
+    import numpy as np
+
+    found = np.maximum(np.array(scores, np.float64), 0.0)
+    return found / max(found.max(initial=0.0), 1e-9)
+
+
+def _normal(text: str) -> str:
+    return f" {_GAP.sub(' ', unicodedata.normalize('NFKC', text).casefold()).strip()} "

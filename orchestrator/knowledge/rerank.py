@@ -1,0 +1,305 @@
+"""Orders the candidates of one search anew: MaxSim over stored token vectors, a cross-encoder, or a server's model.
+
+A Ranker mixes the re-ranker's scores with those of the first stage, within a latency budget; ``Passage.scores`` says what
+each stage did. A re-ranker that is late or fails leaves the first stage's order, and ``rerank_skipped`` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from orchestrator.errors import EngineError, EngineUnavailableError, InputError, MissingExtraError, OrchestratorError
+from orchestrator.knowledge import fuse
+from orchestrator.launch import weights
+from orchestrator.protocols import Embedder, Reranker, TokenEmbedder
+from orchestrator.settings import Settings
+from orchestrator.types import Passage, QuestionVectors
+
+if TYPE_CHECKING:
+    import aiohttp
+
+POOL = 30  # candidates that are ordered anew; 50 cost 1.7 times as much and found nothing more on any set
+BUDGET_S = 0.25
+CUT_OFF = 254  # tokens of a chunk that the embedder cut off: its letters say nothing about the tokenizer
+PAIRS = 8  # of one run of a cross-encoder; between two runs it can be stopped
+MAX_PAIR_TOKENS = 512
+
+_log = logging.getLogger(__name__)
+
+
+def open_reranker(
+    settings: Settings, embedder: Embedder, progress: weights.Progress | None = None
+) -> Reranker | None:
+    """The re-ranker that the settings name; None for none. May download weights: call it in a thread."""
+    if settings.reranker_url:
+        return HttpReranker(settings.reranker_url, settings.reranker, settings.reranker_api_key)
+    if settings.reranker == "none":
+        return None
+    if settings.reranker == "maxsim":
+        return MaxSim(embedder) if isinstance(embedder, TokenEmbedder) else None
+    if settings.reranker == "cross-encoder":
+        return CrossEncoder(weights.ensure_reranker(settings.models, progress))
+    return SentenceTransformersReranker(settings.reranker)
+
+
+class Ranker:
+    """Turns the candidates of a search into its result. Without a re-ranker, or when it is late, two stages are left."""
+
+    def __init__(self, embedder: Embedder, reranker: Reranker | None = None, budget_s: float = BUDGET_S) -> None:
+        self._embedder = embedder
+        self._reranker = reranker
+        self._budget_s = budget_s
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True when the passages must carry their token vectors."""
+        return isinstance(self._reranker, MaxSim)
+
+    async def weights(self, question: str, passages: Sequence[Passage] = ()) -> fuse.Weights:
+        """What the stages weigh for this question; passages that carry token vectors tell it more surely."""
+        if not isinstance(self._embedder, TokenEmbedder):
+            return fuse.FAMILIAR
+        size = self._embedder.dimensions // 8
+        asked = await self._embedder.embed_question(question)
+        read = [(question, len(asked.weights))]
+        for passage in passages[:10]:
+            pieces = len(passage.tokens or b"") // size
+            if 0 < pieces < CUT_OFF:
+                read.append((f"{passage.context}\n{passage.text}", pieces))
+        texts = [text for text, _ in read]
+        known = fuse.familiarity(texts, sum(pieces for _, pieces in read), self._embedder.letters_per_piece)
+        return fuse.weights_for(known)
+
+    async def rank(
+        self, question: str, passages: Sequence[Passage], k: int, weights: fuse.Weights | None = None
+    ) -> list[Passage]:
+        """The k best, best first, with the score of each stage. ``weights``: in place of those of ``weights()``."""
+        head, rest = list(passages[:POOL]), passages[POOL:]
+        if not head:
+            return []
+        weights = weights or await self.weights(question, head)
+        stages = [dict(passage.scores) for passage in head]
+        grams = await asyncio.to_thread(fuse.gram_coverage, question, [f"{p.context}\n{p.text}" for p in head])
+        fused = [_fused(passage, weights.dense) for passage in head]
+        scores = fuse.interpolate(fused, grams, weights.grams)
+        _note(stages, "grams", grams)
+        if self._reranker is not None and weights.second > 0:
+            second = await self._second(question, head)
+            if second is None:
+                _note(stages, "rerank_skipped", [1.0] * len(head))
+            else:
+                scores = fuse.interpolate(scores, second, weights.second)
+                _note(stages, "rerank", second)
+        scores = [score + passage.scores.get("exact", 0.0) for score, passage in zip(scores, head, strict=True)]
+        order = sorted(range(len(head)), key=lambda i: (-scores[i], i))
+        ranked = [replace(head[i], score=scores[i], scores=stages[i], tokens=None) for i in order]
+        floor = min(scores) if scores else 0.0
+        ranked += [replace(p, score=min(p.score, floor), tokens=None) for p in rest]
+        return ranked[:k]
+
+    async def _second(self, question: str, passages: Sequence[Passage]) -> list[float] | None:
+        assert self._reranker is not None
+        try:
+            async with asyncio.timeout(self._budget_s):
+                return await self._reranker.rerank(question, passages)
+        except TimeoutError:
+            _log.warning("re-ranking took over %g s: the order of the first stage is kept", self._budget_s)
+        except OrchestratorError as error:
+            _log.warning("re-ranking failed: the order of the first stage is kept: %s", error)
+        return None
+
+
+class MaxSim:
+    """Sum over the question's tokens of the best match among a passage's tokens (Khattab & Zaharia 2020, "ColBERT").
+
+    The vectors are the embedder's own, stored as one bit per dimension. A token weighs by its rarity and by how far the
+    best of the passages stands out from their mean: one that all of them match tells none from another.
+    """
+
+    def __init__(self, embedder: TokenEmbedder) -> None:
+        self._embedder = embedder
+
+    async def rerank(self, query: str, passages: Sequence[Passage]) -> list[float]:
+        """One score from 0 to 1 per passage; 0 for one without token vectors."""
+        question = await self._embedder.embed_question(query)
+        packed = [passage.tokens or b"" for passage in passages]
+        return await asyncio.to_thread(max_sim, question, packed, self._embedder.dimensions)
+
+
+def max_sim(question: QuestionVectors, packed: Sequence[bytes], dimensions: int) -> list[float]:
+    """The score of MaxSim for each packed passage; 30 passages of 150 tokens take 1 to 3 ms of CPU."""
+    import numpy as np
+
+    asked = np.frombuffer(question.tokens, np.float32).reshape(-1, dimensions)
+    held = [i for i, tokens in enumerate(packed) if tokens]
+    scores = [0.0] * len(packed)
+    if not held or not len(asked):
+        return scores
+    rows = np.frombuffer(b"".join(packed[i] for i in held), np.uint8).reshape(-1, dimensions // 8)
+    bits = np.unpackbits(rows, axis=1).astype(np.float32)
+    matches = (2 * (bits @ asked.T) - asked.sum(axis=1)) / math.sqrt(dimensions)
+    sizes = [len(packed[i]) * 8 // dimensions for i in held]
+    best = np.maximum.reduceat(matches, np.cumsum([0, *sizes[:-1]]), axis=0)  # [passages, tokens of the question]
+    weights = np.array(question.weights, np.float32)
+    weights = weights * (best.max(axis=0) - best.mean(axis=0)) if len(held) > 1 else weights
+    if weights.sum() <= 0:
+        weights = np.ones_like(weights)
+    for i, score in zip(held, (best @ weights / weights.sum()).tolist(), strict=True):
+        scores[i] = max(0.0, score)
+    return scores
+
+
+class CrossEncoder:
+    """A BERT-mini that reads question and passage together (int8 ONNX, English): weak on long passages, off by default."""
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        """``folder``: of ``weights.ensure_reranker``. Raises MissingExtraError without onnxruntime."""
+        try:
+            import onnxruntime
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise MissingExtraError("embedded", "The embedded re-ranker") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {given.name for given in self._session.get_inputs()}
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_PAIR_TOKENS)
+
+    async def rerank(self, query: str, passages: Sequence[Passage]) -> list[float]:
+        """The probability that each passage answers the question; cancelling stops after this run of 8."""
+        scores: list[float] = []
+        for start in range(0, len(passages), PAIRS):
+            texts = [f"Query: {query}\nSentence: {passage.text}" for passage in passages[start : start + PAIRS]]
+            scores += await asyncio.to_thread(self._run, texts)
+        return scores
+
+    def _run(self, texts: list[str]) -> list[float]:
+        import numpy as np
+
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        ids = np.zeros((len(encoded), max(map(len, encoded))), np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        logits = self._session.run(None, {name: feed[name] for name in self._inputs})[0]
+        return [_sigmoid(float(row[1] - row[0])) for row in logits]
+
+
+class SentenceTransformersReranker:
+    """Any cross-encoder that sentence-transformers loads: a name on the hub, or a folder."""
+
+    def __init__(self, model: str) -> None:
+        """Raises MissingExtraError without sentence-transformers."""
+        try:
+            from sentence_transformers import CrossEncoder as Model
+        except ImportError as error:
+            raise MissingExtraError("rerank", "A re-ranker of sentence-transformers") from error
+        self._model: Any = Model(model)
+
+    async def rerank(self, query: str, passages: Sequence[Passage]) -> list[float]:
+        """What the model says of each passage, from 0 to 1; cancelling stops after this run of 8."""
+        scores: list[float] = []
+        for start in range(0, len(passages), PAIRS):
+            pairs = [(query, passage.text) for passage in passages[start : start + PAIRS]]
+            scores += [float(value) for value in await asyncio.to_thread(self._model.predict, pairs)]
+        return scores if all(0 <= score <= 1 for score in scores) else [_sigmoid(score) for score in scores]
+
+
+class HttpReranker:
+    """A model behind ``POST {url}/v1/rerank`` (vLLM, Cohere, Jina) or ``POST {url}/rerank`` (TEI)."""
+
+    def __init__(self, url: str, model: str, api_key: str | None = None, timeout_s: float = 10) -> None:
+        self._url = url.rstrip("/")
+        self._model = model
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_s = timeout_s
+        self._path = "/v1/rerank"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def rerank(self, query: str, passages: Sequence[Passage]) -> list[float]:
+        """The server's score of each passage, in order. Raises EngineError, EngineUnavailableError or InputError."""
+        if not passages:
+            return []
+        texts = [passage.text for passage in passages]
+        status, body = await self._post(query, texts)
+        if status in (404, 405) and self._path == "/v1/rerank":
+            self._path = "/rerank"
+            status, body = await self._post(query, texts)
+        if status in (400, 413, 422):
+            raise InputError(f"The re-ranking server refused the passages: {body[:300].decode('utf-8', 'replace')}")
+        if status >= 500:
+            raise EngineUnavailableError(f"The re-ranking server answered {status}. Look at its log.")
+        if status != 200:
+            raise EngineError(f"The re-ranking server answered {status}. Check its address, its model and the key.")
+        return _read_ranks(body, len(texts))
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _post(self, query: str, texts: list[str]) -> tuple[int, bytes]:
+        import aiohttp
+
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        asked = {"model": self._model, "documents": texts} if self._path == "/v1/rerank" else {"texts": texts}
+        body = orjson.dumps({"query": query, **asked})
+        try:
+            async with self._session.post(
+                self._url + self._path, data=body, headers={"content-type": "application/json"}, allow_redirects=False
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineUnavailableError(
+                f"The re-ranking server at {self._url} did not answer ({error}). Check that it runs, and its address."
+            ) from error
+
+
+def _read_ranks(body: bytes, count: int) -> list[float]:
+    """The scores by place; servers send them best first."""
+    try:
+        found = orjson.loads(body)
+        rows = found["results"] if isinstance(found, dict) else found
+        scores = {int(row["index"]): float(row.get("relevance_score", row.get("score"))) for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"The re-ranking server's answer is not of a known form: {body[:200]!r}") from error
+    if sorted(scores) != list(range(count)) or not all(map(math.isfinite, scores.values())):
+        raise EngineError(f"The re-ranking server did not score each of the {count} passages. Its scores are not used.")
+    values = [scores[i] for i in range(count)]
+    return values if all(0 <= value <= 1 for value in values) else [_sigmoid(value) for value in values]
+
+
+def _fused(passage: Passage, dense: float) -> float:
+    """The first stage's score under these weights; its own when it was searched by one side only."""
+    scores = passage.scores
+    if "cosine_norm" not in scores or "bm25_norm" not in scores:
+        return passage.score
+    return dense * scores["cosine_norm"] + (1 - dense) * scores["bm25_norm"]
+
+
+def _note(stages: list[dict[str, float]], name: str, scores: Sequence[float]) -> None:
+    for stage, score in zip(stages, scores, strict=True):
+        stage[name] = score
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
