@@ -4,14 +4,14 @@ create table erasures (
     tenant_id     integer not null default nullif(current_setting('orchestrator.tenant_id', true), '')::integer,
     collection_id bigint not null references collections (id) on delete cascade,
     document_id   uuid not null,
-    name_sha256   text not null,                               -- of the external id
+    name_sha256s  text[] not null,                             -- of the external id, and of those that it had before
     text_sha256s  text[] not null,                             -- of the versions
     chunks        bigint not null,
     erased_at     timestamptz not null default now(),
     purged_at     timestamptz,                                 -- when no relation file held it any more
     permitted_at  timestamptz                                  -- when somebody allowed the name again
 );
-create index erasures_name on erasures (collection_id, name_sha256) where permitted_at is null;
+create index erasures_collection on erasures (collection_id) where permitted_at is null;
 create policy tenant_only on erasures
     using (tenant_id = (select nullif(current_setting('orchestrator.tenant_id', true), '')::integer))
     with check (tenant_id = (select nullif(current_setting('orchestrator.tenant_id', true), '')::integer));
@@ -20,7 +20,7 @@ alter table erasures enable row level security, force row level security;
 create function refuse_erased() returns trigger language plpgsql as $$
 begin
     if exists (select from erasures e where e.collection_id = new.collection_id and e.permitted_at is null
-               and e.name_sha256 = encode(sha256(convert_to(new.external_id, 'UTF8')), 'hex')) then
+               and encode(sha256(convert_to(new.external_id, 'UTF8')), 'hex') = any (e.name_sha256s)) then
         raise exception 'the document % was erased; to take it in again: orchestrator documents permit %',
             quote_literal(new.external_id), quote_literal(new.external_id) using errcode = 'data_exception';
     end if;

@@ -15,6 +15,7 @@ from orchestrator.behaviour.registry import Registry, ensure_shipped
 from orchestrator.database import Database
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
 from orchestrator.knowledge.embed import open_embedder, open_next_embedder
+from orchestrator.knowledge.fetch import Fetcher
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
 from orchestrator.knowledge.ingest import ingest as ingest_paths
 from orchestrator.knowledge.records import VersionText
@@ -132,7 +133,7 @@ class Orchestrator:
     ) -> IngestReport:
         """Indexes files and folders; a second run does only what is new."""
         return await ingest_paths(
-            [Path(path) for path in paths],
+            paths,
             store=self.store,
             embedder=self.embedder,
             collection=collection or self.settings.collection,
@@ -140,6 +141,7 @@ class Orchestrator:
             id_from=id_from,
             progress=progress,
             max_bytes=self.settings.max_document_bytes,
+            fetch=Fetcher(self.settings.max_document_bytes) if self.settings.allow_urls else None,
         )
 
     async def ingest_documents(

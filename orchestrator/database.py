@@ -153,6 +153,14 @@ class Database:
                 await connection.execute("select set_config('TimeZone', 'UTC', false)")
                 yield connection
 
+    async def vacuum_full(self, tables: Iterable[str]) -> None:
+        """Rewrites tables with the rights of the login; VACUUM runs outside of a transaction."""
+        url = self._owner_url or self._url
+        with _mapped(url):
+            async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+                for table in tables:
+                    await connection.execute(sql.SQL("vacuum (full) {}").format(sql.Identifier(table)))
+
     async def renew(self) -> None:
         """Replaces the connections: those that were made before the first migration do not have the role yet."""
         await self._pool.drain()

@@ -296,7 +296,7 @@ class Pipeline:
     ) -> SearchResult:
         if not plan.retrieves or vector is None:
             return SearchResult(())
-        found = await self.searcher.search(_request(query, plan, vector))
+        found = await self.searcher.search(_request(query, plan, vector), excerpts=plan.excerpts)
         clock.mark("search")
         return found
 

@@ -54,6 +54,7 @@ class Route:
     collection: str | None = None
     adapter: str | None = None
     k: int = 0
+    excerpts: bool = False
     min_sufficiency: float = 0.0
     budget_tokens: int = 1600
     max_tokens: int = 200

@@ -98,6 +98,7 @@ class Router:
             as_of=query.as_of,
             known_at=query.known_at,
             where=query.where,
+            excerpts=route.excerpts,
             min_sufficiency=route.min_sufficiency,
             budget_tokens=route.budget_tokens,
             max_tokens=min(query.max_tokens or route.max_tokens, route.max_tokens),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from orchestrator.errors import SettingsError
 
 PREFIX = "ORCHESTRATOR_"
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 def _setting(default: Any, help: str, secret: bool = False) -> Any:
@@ -76,6 +77,9 @@ class Settings:
     token_timeout_s: float = _setting(30.0, "Longest silence of the engine between two tokens, in seconds.")
     max_question_chars: int = _setting(16_000, "Longest question, in characters.")
     max_document_bytes: int = _setting(32_000_000, "Largest file that ingest reads, in bytes.")
+    allow_urls: bool = _setting(
+        False, "Whether `ingest` may fetch http and https URLs: public addresses only, every redirect checked again."
+    )
     log_level: str = _setting("WARNING", "Level of the log on standard error.")
 
     @classmethod
@@ -142,6 +146,10 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
         return text
     if typing.get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise SettingsError(f"{variable}={text!r} must be true or false")
+        return _BOOLEANS[text.lower()]
     try:
         return kind(text)
     except ValueError as error:

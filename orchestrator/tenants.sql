@@ -47,8 +47,10 @@ with removed as (
     update tenants set removed_at = now() where name = %(tenant)s and removed_at is null returning id
 ), keyless as (
     delete from api_keys where tenant = %(tenant)s
+), jobless as (
+    delete from jobs j using removed r where j.tenant_id = r.id
 )
-delete from collections c using removed r where c.tenant_id = r.id returning c.partition;
+delete from collections c using removed r where c.tenant_id = r.id returning c.id;
 
 -- name: insert-key
 insert into api_keys (id, tenant, note, salt, hash)

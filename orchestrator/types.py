@@ -88,6 +88,7 @@ class Plan:
     as_of: datetime | None = None
     known_at: datetime | None = None
     where: Mapping[str, Any] | None = None
+    excerpts: bool = False
     min_sufficiency: float = 0.0
     budget_tokens: int = 0
     max_tokens: int = 0

@@ -51,7 +51,7 @@ async def eval_run(
         with output.bar("searching") as update:
             rows = await run_set(
                 wanted, retriever, collection=collection, tenant=settings.tenant, k=k,
-                progress=lambda done, total: update(done, total, ""),
+                progress=lambda done, total: update(done, total, f"{done} of {total}"),
             )  # fmt: skip
 
     def table(console: Console) -> None:
@@ -93,7 +93,7 @@ async def eval_tune(
         with output.bar("learning") as update:
             found = await tune_collection(
                 wanted, retriever, collection=collection, tenant=settings.tenant,
-                progress=lambda done, total: update(done, total, ""),
+                progress=lambda done, total: update(done, total, f"{done} of {total}"),
             )  # fmt: skip
         applied = wants_apply and found.is_gain
         if applied:

@@ -155,7 +155,7 @@ def _candidate(passage: Passage, stages: Mapping[str, float]) -> Candidate:
         stages.get("cosine_norm", 0.0),
         stages.get("bm25_norm", 0.0),
         stages["grams"],
-        stages.get("rerank"),
+        stages.get("maxsim", stages.get("rerank")),
         stages.get("exact", 0.0),
     )
 

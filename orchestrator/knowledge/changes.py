@@ -71,14 +71,20 @@ def _choose(rows: Sequence[Row], external_id: str, before: int | None, after: in
     for number in (before, after):
         if number is not None and number not in by_number:
             known = ", ".join(map(str, by_number))
-            raise UnknownNameError(f"{external_id!r} has no text of a version {number}. Versions: {known}", param="version")
-    line = sorted((r for r in by_number.values() if r.superseded_at is None), key=lambda r: (bool(r.valid_from), r.valid_from))
+            raise UnknownNameError(
+                f"{external_id!r} has no text of a version {number}. Versions: {known}", param="version"
+            )
+    line = sorted(
+        (r for r in by_number.values() if r.superseded_at is None), key=lambda r: (bool(r.valid_from), r.valid_from)
+    )
     if after is None:
         begun = [row for row in line if row.number != before and row.has_begun]
         after = (begun or line or list(by_number.values()))[-1].number
     if before is None:
         last = by_number[after].valid_from
-        earlier = [row.number for row in line if row.number != after and last and (not row.valid_from or row.valid_from < last)]
+        earlier = [
+            row.number for row in line if row.number != after and last and (not row.valid_from or row.valid_from < last)
+        ]
         before = next(reversed(earlier or [number for number in by_number if number < after]), None)
     if before is None:
         raise InputError(f"{external_id!r} has no version before {after} to compare with", param="version")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,11 +17,11 @@ TABLES = ("documents", "versions", "chunks", "version_chunks", "terms", "posting
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was erased, without a word of it: hashes (hex) of the name and of the texts of its versions."""
+    """What was erased, without a word of it: hashes (hex) of its names, past ones too, and of the texts of its versions."""
 
     id: int
     document_id: str
-    name_sha256: str
+    name_sha256s: tuple[str, ...]
     text_sha256s: tuple[str, ...]
     chunks: int
     erased_at: datetime
@@ -83,7 +82,5 @@ async def permit(database: Database, collection: Collection, external_id: str) -
 
 
 def _receipt(row: Row) -> Receipt:
-    hashes: Sequence[str] = row.text_sha256s
-    return Receipt(
-        row.id, row.document_id, row.name_sha256, tuple(hashes), row.chunks, row.erased_at, row.purged_at
-    )
+    names, texts = tuple(row.name_sha256s), tuple(row.text_sha256s)
+    return Receipt(row.id, row.document_id, names, texts, row.chunks, row.erased_at, row.purged_at)

@@ -28,29 +28,33 @@ _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """``dense``: share of the cosine beside BM25; ``grams``: share of the grams beside both; ``second``: of the re-ranker."""
+    """``dense``: share of the cosine beside BM25; ``grams``: share of the grams beside both; ``second``: of the re-ranker.
+
+    ``familiarity``: what they were chosen by.
+    """
 
     dense: float
     grams: float
     second: float
+    familiarity: float = 1.0
 
 
 # One rule for all collections, chosen on five sets and checked on seven others (docs/retrieval.md).
 FAMILIAR = Weights(dense=0.7, grams=0.1, second=0.35)
-FOREIGN = Weights(dense=0.25, grams=0.47, second=0.1)
+FOREIGN = Weights(dense=0.25, grams=0.47, second=0.1, familiarity=0.0)
 
 
 def weights_for(familiarity: float) -> Weights:
     """The weights for a text that the embedder's model reads as well as ``familiarity`` says, from 0 to 1."""
+
+    def between(foreign: float, familiar: float) -> float:
+        return foreign * (1 - familiarity) + familiar * familiarity
+
     return Weights(
-        *(
-            low * (1 - familiarity) + high * familiarity
-            for low, high in (
-                (FOREIGN.dense, FAMILIAR.dense),
-                (FOREIGN.grams, FAMILIAR.grams),
-                (FOREIGN.second, FAMILIAR.second),
-            )
-        )
+        between(FOREIGN.dense, FAMILIAR.dense),
+        between(FOREIGN.grams, FAMILIAR.grams),
+        between(FOREIGN.second, FAMILIAR.second),
+        familiarity,
     )
 
 
@@ -98,7 +102,8 @@ def scaled(scores: Sequence[float]) -> Scores:
     import numpy as np
 
     found = np.maximum(np.array(scores, np.float64), 0.0)
-    return found / max(found.max(initial=0.0), 1e-9)
+    shares: Scores = found / max(float(found.max(initial=0.0)), 1e-9)
+    return shares
 
 
 def _normal(text: str) -> str:

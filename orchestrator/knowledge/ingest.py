@@ -16,7 +16,7 @@ from typing import Literal
 from orchestrator.errors import InputError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.decode import clean_text
-from orchestrator.knowledge.load import MAX_BYTES, Loader, LoadFailure
+from orchestrator.knowledge.load import MAX_BYTES, Fetch, Loader, LoadFailure
 from orchestrator.knowledge.records import Collection, Known, Written
 from orchestrator.knowledge.split import split
 from orchestrator.knowledge.store import PgStore
@@ -126,18 +126,17 @@ async def ingest(
     id_from: str | None = None,
     max_bytes: int = MAX_BYTES,
     language: str | None = None,
+    fetch: Fetch | None = None,
     began: datetime | None = None,
     gate: Gate | None = None,
 ) -> IngestReport:
     """Ingests files and folders into the collection, which is made when it does not exist.
 
-    ``valid_from``: for documents that do not state their own. Raises InputError when a path does not exist or the
-    collection holds vectors of another embedder; what is wrong with single documents is in the report.
+    ``valid_from``: for documents that do not state their own. ``fetch``: reads URLs, which are refused without. Raises
+    InputError when a path does not exist or the collection holds vectors of another embedder; what is wrong with single
+    documents is in the report.
     """
-    missing = [str(path) for path in paths if not Path(path).exists()]
-    if missing:
-        raise InputError(f"there is no file or folder {missing[0]!r}", param="paths")
-    loader = Loader(paths, id_from, max_bytes)
+    loader = Loader(paths, id_from, max_bytes, fetch)
     return await ingest_documents(
         loader,
         store=store,
@@ -218,6 +217,7 @@ async def _run_all(run: _Run, source: Iterator[Document | LoadFailure], valid_fr
 def _batch(source: Iterator[Document | LoadFailure]) -> Iterator[Document | LoadFailure]:
     characters = 0
     for item in islice(source, BATCH_DOCUMENTS):
+        failpoint("parsed")
         yield item
         characters += len(item.text) if isinstance(item, Document) else 0
         if characters >= BATCH_CHARACTERS:

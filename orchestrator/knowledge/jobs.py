@@ -28,7 +28,7 @@ from orchestrator.errors import ConflictError, DatabaseError, InputError, Orches
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.fetch import is_url
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest
-from orchestrator.knowledge.load import MAX_BYTES, LoadFailure
+from orchestrator.knowledge.load import MAX_BYTES, Fetch, LoadFailure
 from orchestrator.knowledge.store import PgStore
 from orchestrator.protocols import Embedder
 from orchestrator.types import Document
@@ -39,7 +39,7 @@ State = Literal["queued", "running", "done", "failed", "dead", "cancelled"]
 STATES = ("queued", "running", "done", "failed", "dead", "cancelled")
 LEASE_S = 30.0  # after which a worker that says nothing is taken for dead
 MAX_STALLS = 5  # that a job is taken in a row without getting further
-MAX_CRASHES = 2  # of a worker with the same document in work
+MAX_CRASHES = 3  # of workers with the same document in work: the first time in company, then twice alone
 MAX_WAIT_S = 600.0
 
 
@@ -124,7 +124,7 @@ class Jobs:
                 )
         return await self.show(str(row.id))
 
-    async def find(self, state: State | None = None, limit: int = 100) -> list[Job]:
+    async def find(self, state: str | None = None, limit: int = 100) -> list[Job]:
         """Jobs, newest first."""
         rows = await self._database.fetch(statement("list-jobs"), id=None, state=state, limit=limit)
         return [Job(*row) for row in rows]
@@ -179,7 +179,9 @@ class _Held:
     lease_s: float
     counts: Counter[str] = field(default_factory=Counter)
     bytes: tuple[int, int] = (0, 0)
-    failures: list[LoadFailure] = field(default_factory=list)  # not written yet
+    unsent: list[tuple[LoadFailure, int]] = field(
+        default_factory=list
+    )  # letters that are not written yet, with attempts
     is_further: bool = False
 
     def see(self, event: IngestEvent) -> None:
@@ -191,7 +193,7 @@ class _Held:
         self.bytes = (event.read_bytes, event.total_bytes)
         self.is_further |= event.status in ("added", "updated")
         if event.failure and not event.failure.skipped:
-            self.failures.append(event.failure)
+            self.unsent.append((event.failure, 2 if event.failure.poisoned else 1))
 
     @property
     def progress(self) -> dict[str, int]:
@@ -199,14 +201,13 @@ class _Held:
         return {**self.counts, "read_bytes": read, "total_bytes": total}
 
     async def gate(self, documents: Sequence[Document]) -> AsyncGenerator[list[Document]]:
-        """Groups of documents to work on together. One that a worker died with goes alone; after the second time not at all."""
+        """Groups of documents to work on together. One that a worker died with goes alone, and at last not at all."""
         crashes: Mapping[str, int] = self.row.crashes
         usual = [document for document in documents if document.external_id not in crashes]
         groups = [usual] if usual else []
         for document in documents:
             if crashes.get(document.external_id, 0) >= MAX_CRASHES:
-                died = crashes[document.external_id]
-                await self._set_apart(document, f"{died} workers died while they had it in work")
+                await self._set_apart(document, crashes[document.external_id])
             elif document.external_id in crashes:
                 groups.append([document])
         for group in groups:
@@ -214,11 +215,11 @@ class _Held:
             await self._update("mark-in-work", names=names)
             yield group
 
-    async def _set_apart(self, document: Document, reason: str) -> None:
-        failure = LoadFailure(
-            document.source or document.external_id, f"{document.external_id}: {reason}", poisoned=True
-        )
-        self.see(IngestEvent("failed", document.external_id, reason=reason, failure=failure))
+    async def _set_apart(self, document: Document, died: int) -> None:
+        name = document.external_id
+        reason = f"{name}: {died} workers died while they had it in work"
+        self.counts["failed"] += 1
+        self.unsent.append((LoadFailure(document.source or name, reason, poisoned=True), died))
         await self.renew()
 
     async def renew(self) -> None:
@@ -232,17 +233,18 @@ class _Held:
         await self._add_letters()
         failpoint("job-ack")
         await self._update("leave-job", state=state, error=error, wait_s=wait_s, progress=Json(self.progress))
+        failpoint("job-acked")
 
     async def _add_letters(self) -> None:
-        failures, self.failures = self.failures, []
-        if failures:
+        letters, self.unsent = self.unsent, []
+        if letters:
             added = await self.database.fetch(
                 statement("add-letters"),
                 id=self.row.id,
-                sources=[failure.source for failure in failures],
-                lines=[failure.line or 0 for failure in failures],
-                reasons=[failure.reason for failure in failures],
-                attempts=[2 if failure.poisoned else 1 for failure in failures],
+                sources=[failure.source for failure, _ in letters],
+                lines=[failure.line or 0 for failure, _ in letters],
+                reasons=[failure.reason for failure, _ in letters],
+                attempts=[attempts for _, attempts in letters],
             )
             self.is_further |= bool(added)
 
@@ -264,8 +266,12 @@ async def work(
     lease_s: float = LEASE_S,
     poll_s: float = 1.0,
     progress: Callable[[str, IngestEvent], None] | None = None,
+    fetch: Fetch | None = None,
 ) -> int:
-    """Works jobs off until none is to be taken, or forever; gives their number. Cancelling gives the current one back."""
+    """Works jobs off until none is to be taken, or forever; gives their number. Cancelling gives the current one back.
+
+    ``fetch``: reads URLs; without it a job that names one is dead.
+    """
     worked = 0
     while True:
         held = None
@@ -280,7 +286,8 @@ async def work(
                 return worked
             await asyncio.sleep(poll_s)
             continue
-        await _work_on(held, store, embedder, progress)
+        failpoint("job-taken")
+        await _work_on(held, _Tools(store, embedder, progress, fetch))
         worked += 1
 
 
@@ -289,15 +296,18 @@ def _worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-async def _work_on(
-    held: _Held, store: PgStore, embedder: Embedder, progress: Callable[[str, IngestEvent], None] | None
-) -> None:
-    def see(event: IngestEvent) -> None:
-        held.see(event)
-        if progress:
-            progress(held.row.id, event)
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What a worker works with."""
 
-    ingesting = asyncio.create_task(_ingest(held, store, embedder, see))
+    store: PgStore
+    embedder: Embedder
+    progress: Callable[[str, IngestEvent], None] | None
+    fetch: Fetch | None
+
+
+async def _work_on(held: _Held, tools: _Tools) -> None:
+    ingesting = asyncio.create_task(_ingest(held, tools))
     beating = asyncio.create_task(_beat(held))
     try:
         await asyncio.wait({ingesting, beating}, return_when=asyncio.FIRST_COMPLETED)
@@ -335,7 +345,12 @@ async def _beat(held: _Held) -> None:
             return
 
 
-async def _ingest(held: _Held, store: PgStore, embedder: Embedder, see: Callable[[IngestEvent], None]) -> IngestReport:
+async def _ingest(held: _Held, tools: _Tools) -> IngestReport:
+    def see(event: IngestEvent) -> None:
+        held.see(event)
+        if tools.progress:
+            tools.progress(held.row.id, event)
+
     payload = held.row.payload
     if held.row.stalls > MAX_STALLS:
         raise InputError(
@@ -343,14 +358,15 @@ async def _ingest(held: _Held, store: PgStore, embedder: Embedder, see: Callable
         )
     return await ingest(
         payload["paths"],
-        store=store,
-        embedder=embedder,
+        store=tools.store,
+        embedder=tools.embedder,
         collection=payload["collection"],
         valid_from=datetime.fromisoformat(payload["valid_from"]) if payload["valid_from"] else None,
         id_from=payload["id_from"],
         language=payload["language"],
         max_bytes=payload["max_bytes"],
         progress=see,
+        fetch=tools.fetch,
         began=held.row.asked_at,
         gate=held.gate,
     )

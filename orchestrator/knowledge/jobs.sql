@@ -8,14 +8,14 @@ on conflict (tenant_id, key) do nothing
 returning id;
 
 -- name: job-of-key
-select id, digest from jobs where key = %(key)s;
+select id, digest from jobs where tenant_id = current_tenant() and key = %(key)s;
 
 -- name: list-jobs
 select j.id::text as id, j.kind, j.payload, j.key, j.state, j.attempts, j.progress, j.error, j.leased_by, j.lease_until,
        j.run_after, j.created_at, j.asked_at, j.started_at, j.finished_at,
        (select count(*) from dead_letters l where l.job_id = j.id) as letters
 from jobs j
-where (%(id)s::text is null or j.id::text = %(id)s) and (%(state)s::text is null or j.state = %(state)s)
+where j.tenant_id = current_tenant() and (%(id)s::text is null or j.id::text = %(id)s) and (%(state)s::text is null or j.state = %(state)s)
 order by j.created_at desc, j.id
 limit %(limit)s;
 
@@ -31,7 +31,8 @@ set state = 'running', attempts = attempts + 1, stalls = stalls + 1, leased_by =
     crashes = crashes || coalesce((select jsonb_object_agg(name, coalesce((crashes ->> name)::integer, 0) + 1)
                                    from unnest(in_work) name), '{}')
 where id = (select id from jobs
-            where state in ('queued', 'failed') and run_after <= now() or state = 'running' and lease_until < now()
+            where tenant_id = current_tenant()
+              and (state in ('queued', 'failed') and run_after <= now() or state = 'running' and lease_until < now())
             order by run_after, created_at
             for update skip locked
             limit 1)
@@ -70,14 +71,15 @@ delete from dead_letters where job_id = %(id)s::uuid;
 update jobs
 set state = 'queued', run_after = now(), asked_at = clock_timestamp(), stalls = 0, error = null, crashes = '{}', progress = '{}',
     finished_at = null
-where id::text = %(id)s and state in ('done', 'failed', 'dead', 'cancelled')
+where tenant_id = current_tenant() and id::text = %(id)s and state in ('done', 'failed', 'dead', 'cancelled')
 returning id;
 
 -- name: cancel-job
 update jobs
 set state = 'cancelled', leased_by = null, lease_until = null, in_work = '{}', finished_at = now()
-where id::text = %(id)s and state in ('queued', 'running', 'failed')
+where tenant_id = current_tenant() and id::text = %(id)s and state in ('queued', 'running', 'failed')
 returning id;
 
 -- name: count-open-jobs
-select count(*) as open, count(*) filter (where state = 'running') as running from jobs where state in ('queued', 'running', 'failed');
+select count(*) as open, count(*) filter (where state = 'running') as running from jobs
+where tenant_id = current_tenant() and state in ('queued', 'running', 'failed');

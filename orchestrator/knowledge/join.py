@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CANDIDATES = 20  # chunks to search for: 30 give no more recall and cost a third more
 NEAR = 1_200  # characters between two sentences that are joined
 LONGEST = 2_000  # characters of a stretch: five must fit in a prompt; without a bound the longest had 12,000
-MARGIN = 0.37  # a sentence stays when its score is at most this far below the best one's
+MARGIN = 0.38  # a sentence stays when its score is at most this far below the best one's
 
 DENSE = 0.7  # weight of the cosine in a chunk's fused score
 SENTENCE, WINDOW = 1 / 8, 3 / 16  # weights of the lexical scores beside it; all scores go from 0 to 1

@@ -106,11 +106,11 @@ async def add_postings(
         await connection.execute(statement("add-postings"), values)
 
 
-def posting_values(
-    collection_id: int, language: str, chunk_ids: Sequence[int], texts: Sequence[str]
-) -> dict[str, Any]:
+def posting_values(collection_id: int, language: str, chunk_ids: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:
     """What the statements that make lexemes of chunks are given."""
-    exact = [(chunk, *pair) for chunk, text in zip(chunk_ids, texts, strict=True) for pair in _exact_counts(text).items()]
+    exact = [
+        (chunk, *pair) for chunk, text in zip(chunk_ids, texts, strict=True) for pair in _exact_counts(text).items()
+    ]
     return {
         "collection_id": collection_id,
         "language": language,

@@ -1,16 +1,17 @@
 -- Statements of knowledge/erase.py and knowledge/verify.py.
 
 -- name: receipt-of-document
-insert into erasures (collection_id, document_id, name_sha256, text_sha256s, chunks)
-select d.collection_id, d.id, encode(sha256(convert_to(d.external_id, 'UTF8')), 'hex'),
+insert into erasures (collection_id, document_id, name_sha256s, text_sha256s, chunks)
+select d.collection_id, d.id,
+       (select array_agg(encode(sha256(convert_to(name, 'UTF8')), 'hex')) from unnest(d.renamed_from || d.external_id) name),
        coalesce((select array_agg(distinct v.sha256) from versions v where v.document_id = d.id), '{}'),
        (select count(*) from chunks c where c.document_id = d.id)
 from documents d
 where d.collection_id = %(collection_id)s and d.external_id = %(external_id)s
-returning id, document_id::text as document_id, name_sha256, text_sha256s, chunks, erased_at, purged_at;
+returning id, document_id::text as document_id, name_sha256s, text_sha256s, chunks, erased_at, purged_at;
 
 -- name: list-erasures
-select id, document_id::text as document_id, name_sha256, text_sha256s, chunks, erased_at, purged_at
+select id, document_id::text as document_id, name_sha256s, text_sha256s, chunks, erased_at, purged_at
 from erasures
 where collection_id = %(collection_id)s
 order by id;
@@ -18,7 +19,7 @@ order by id;
 -- name: permit-erased
 update erasures set permitted_at = now()
 where collection_id = %(collection_id)s and permitted_at is null
-  and name_sha256 = encode(sha256(convert_to(%(external_id)s, 'UTF8')), 'hex')
+  and encode(sha256(convert_to(%(external_id)s, 'UTF8')), 'hex') = any (name_sha256s)
 returning id;
 
 -- name: mark-purged

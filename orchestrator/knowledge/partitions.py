@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime
 from typing import Any, Literal
 
 from orchestrator.database import Database, Row, statement
@@ -16,7 +15,7 @@ log = logging.getLogger(__name__)
 PROMOTE_FROM = 20_000  # chunks
 DEMOTE_BELOW = 10_000  # far enough below that a collection does not go to and fro
 MAX_DIMENSIONS = 4_000  # of an HNSW index on halfvec
-ATTEMPTS = 5  # at a lock that a long search holds
+ATTEMPTS = 8  # at a lock that a long search holds
 GRACE_S = 10.0  # for searches that began before a demotion
 
 
@@ -68,15 +67,16 @@ async def demote(database: Database, collection: str) -> bool:
     row = await _step(database, "detach-partition", collection_id=found.id)
     if row.partition is None:
         return False
-    if not await drop(database, row.partition, row.now):
+    if not await drop(database, row.partition):
         log.info("%s is still read by an older transaction; the next maintenance drops it", row.partition)
     return True
 
 
-async def drop(database: Database, partition: str, since: datetime | None = None) -> bool:
-    """Removes the table of a demoted or removed collection; False when an older transaction still may read it."""
+async def drop(database: Database, partition: str) -> bool:
+    """Removes the table of a demoted or removed collection; False when a transaction older than this call stays open."""
+    older = (await _step(database, "open-transactions")).older
     for _ in range(int(GRACE_S / 0.05)):
-        if (await _step(database, "drop-partition", partition=partition, since=since)).is_dropped:
+        if (await _step(database, "drop-partition", partition=partition, older=older)).is_dropped:
             return True
         await asyncio.sleep(0.05)
     return False
@@ -94,7 +94,7 @@ async def _step(database: Database, name: str, **values: Any) -> Row:
     for attempt in range(ATTEMPTS):
         try:
             async with database.ownership() as connection:
-                await connection.execute(statement("limit-lock-wait"))
+                await connection.execute(statement("limit-partition-wait"))
                 return await (await connection.execute(statement(name), values)).fetchone()
         except DatabaseError:
             if attempt == ATTEMPTS - 1:

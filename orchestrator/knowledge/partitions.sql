@@ -6,6 +6,10 @@ select id, name, embedding_space, dimensions, chunk_count, partition,
 from collections
 where tenant_id = current_tenant() and name = %(name)s;
 
+-- name: limit-partition-wait
+-- Readers queue behind a lock that is waited for: not for long.
+select set_config('lock_timeout', '500ms', true);
+
 -- name: prepare-partition
 select prepare_partition(%(collection_id)s);
 
@@ -16,10 +20,13 @@ select index_partition(%(collection_id)s, %(space)s, %(dimensions)s);
 select attach_partition(%(collection_id)s);
 
 -- name: detach-partition
-select detach_partition(%(collection_id)s) as partition, clock_timestamp() as now;
+select detach_partition(%(collection_id)s) as partition;
+
+-- name: open-transactions
+select open_transactions() as older;
 
 -- name: drop-partition
-select drop_partition(%(partition)s, coalesce(%(since)s, clock_timestamp())) as is_dropped;
+select drop_partition(%(partition)s, %(older)s) as is_dropped;
 
 -- name: recall-of-index
 select hits, wanted

@@ -126,7 +126,7 @@ where id = %(collection_id)s;
 select substr(v.text, s.first + 1, s.last - s.first) as text
 from unnest(%(document_ids)s::uuid[], %(numbers)s::integer[], %(starts)s::integer[], %(ends)s::integer[])
      with ordinality s (document_id, number, first, last, place)
-join versions v on v.document_id = s.document_id and v.number = s.number
+join versions v on v.tenant_id = current_tenant() and v.document_id = s.document_id and v.number = s.number
 order by s.place;
 
 -- name: search

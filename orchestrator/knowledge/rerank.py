@@ -36,9 +36,7 @@ MAX_PAIR_TOKENS = 512
 _log = logging.getLogger(__name__)
 
 
-def open_reranker(
-    settings: Settings, embedder: Embedder, progress: weights.Progress | None = None
-) -> Reranker | None:
+def open_reranker(settings: Settings, embedder: Embedder, progress: weights.Progress | None = None) -> Reranker | None:
     """The re-ranker that the settings name; None for none. May download weights: call it in a thread."""
     if settings.reranker_url:
         return HttpReranker(settings.reranker_url, settings.reranker, settings.reranker_api_key)
@@ -92,13 +90,14 @@ class Ranker:
         fused = [_fused(passage, weights.dense) for passage in head]
         scores = fuse.interpolate(fused, grams, weights.grams)
         _note(stages, "grams", grams)
+        _note(stages, "familiarity", [weights.familiarity] * len(head))
         if self._reranker is not None and weights.second > 0:
             second = await self._second(question, head)
             if second is None:
                 _note(stages, "rerank_skipped", [1.0] * len(head))
             else:
                 scores = fuse.interpolate(scores, second, weights.second)
-                _note(stages, "rerank", second)
+                _note(stages, "maxsim" if self.needs_tokens else "rerank", second)
         scores = [score + passage.scores.get("exact", 0.0) for score, passage in zip(scores, head, strict=True)]
         order = sorted(range(len(head)), key=lambda i: (-scores[i], i))
         ranked = [replace(head[i], score=scores[i], scores=stages[i], tokens=None) for i in order]

@@ -29,7 +29,6 @@ class Collections(Store, Protocol):
         """The stored text at the span of each passage, in order."""
         ...
 
-
     async def mark_changes(self, citations: Sequence[Citation], tenant: str) -> tuple[Citation, ...]:
         """The citations, each with what a newer version made of its paragraph."""
         ...

@@ -2,24 +2,96 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.database import Database, Row, statement
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.knowledge.filters import compile_filter
 from orchestrator.knowledge.lexical import exact_terms, phrases, segment
 from orchestrator.types import Passage, SearchRequest
+
+log = logging.getLogger(__name__)
 
 MAX_K = 1_000
 DEPTH = 50  # candidates of each side, at least
 
 
-async def search_passages(database: Database, request: SearchRequest, space: str | None) -> list[Passage]:
+@dataclass(frozen=True, slots=True)
+class IndexRecall:
+    """How much of the exact nearest chunks HNSW found, over live searches: ``recall`` in its 95 % interval; None: no search."""
+
+    searches: int
+    wanted: int
+    recall: float | None
+    low: float | None
+    high: float | None
+
+
+class RecallSample:
+    """Searches a share of the questions a second time, exactly, and counts what the index had missed.
+
+    Searches that compare every vector anyway are not counted: they miss nothing.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._searches = self._wanted = self._hits = 0
+
+    def consider(self, database: Database, request: SearchRequest) -> None:
+        """Measures this search in the background, or not: at most one at a time."""
+        if request.mode == "lexical" or request.known_at or self._tasks or random.random() >= self._share:
+            return
+        task = asyncio.create_task(self._measure(database, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Waits for a measurement that is under way."""
+        await asyncio.gather(*self._tasks)
+
+    def snapshot(self) -> IndexRecall:
+        """What was counted so far, with Wilson's interval."""
+        if not self._wanted:
+            return IndexRecall(self._searches, 0, None, None, None)
+        low, high = wilson(self._hits, self._wanted)
+        return IndexRecall(self._searches, self._wanted, self._hits / self._wanted, low, high)
+
+    async def _measure(self, database: Database, request: SearchRequest) -> None:
+        try:
+            async with database.session() as connection:
+                values = {**_where(request), "k": min(request.k, 10), "depth": _depth(request)}
+                row = await (await connection.execute(statement("recall-of-index"), values)).fetchone()
+        except OrchestratorError as error:
+            log.warning("the recall of a search was not measured: %s", error.message)
+            return
+        if row and row.wanted:
+            self._searches += 1
+            self._wanted += row.wanted
+            self._hits += row.hits
+
+
+def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share, of 95 % (Wilson 1927)."""
+    share, scale = hits / trials, 1 + z * z / trials
+    middle = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+async def search_passages(
+    database: Database, request: SearchRequest, space: str | None, sample: RecallSample | None = None
+) -> list[Passage]:
     """The k best passages that were valid at ``as_of`` (now when None), best first, with the scores of each stage.
 
     A question of stop words only is answered by the dense side. Empty when there is no such collection, or it is not of
-    ``space`` (any when None).
+    ``space`` (any when None). ``sample``: measures the index by some of the searches.
     """
     if not 1 <= request.k <= MAX_K:
         raise InputError(f"k must be from 1 to {MAX_K}, not {request.k}", param="k")
@@ -28,24 +100,37 @@ async def search_passages(database: Database, request: SearchRequest, space: str
         cursor = await connection.execute(
             statement("search"),
             {
-                "tenant": request.tenant,
-                "collection": request.collection,
+                **_where(request),
                 "space": space,
                 "text": segment(text),
                 "exact_terms": exact_terms(text),
                 "phrases": phrases(text),
-                "vector": None if request.mode == "lexical" else vector_text(request.vector),
                 "k": request.k,
-                "depth": max(DEPTH, 2 * request.k),
-                "as_of": request.as_of,
+                "depth": _depth(request),
                 "known_at": request.known_at,
-                "filter": compile_filter(request.where),
                 "mode": request.mode,
                 "dense_weight": request.dense_weight,
                 "with_tokens": request.with_tokens,
             },
         )
-        return [_passage(row) for row in await cursor.fetchall()]
+        rows = await cursor.fetchall()
+    if sample:
+        sample.consider(database, request)
+    return [_passage(row) for row in rows]
+
+
+def _where(request: SearchRequest) -> dict[str, Any]:
+    return {
+        "tenant": request.tenant,
+        "collection": request.collection,
+        "vector": None if request.mode == "lexical" else vector_text(request.vector),
+        "as_of": request.as_of,
+        "filter": compile_filter(request.where),
+    }
+
+
+def _depth(request: SearchRequest) -> int:
+    return max(DEPTH, 2 * request.k)
 
 
 def vector_text(vector: Sequence[float]) -> str:

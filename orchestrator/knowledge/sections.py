@@ -13,7 +13,7 @@ RST = "text/x-rst"
 Kind = Literal["heading", "paragraph", "lines"]
 
 _HEAD = 1_000  # characters at a line's beginning that show its structure
-_SHORT = 30  # characters: "Mr." and "1." are no sentences of their own
+_SHORT = 30  # characters: "Mr." and "1." are no sentences of their own; 8 before a full stop that ends nothing else
 _LONG = 400  # characters of a sentence that has to do without a full stop
 _HEADING = re.compile(r"[ ]{0,3}(#{1,6})[ \t]+(\S.*)")
 _WIKI_HEADING = re.compile(r"[ ]?(=(?: ?=){0,5})[ ]*([^=\s](?:[^=]*[^=\s])?)[ ]*\1[ ]*")  # `== Plot ==`, `= = Plot = =`
@@ -95,7 +95,7 @@ def _in_line(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The sentences of one line; what is short goes with what follows it."""
     first = start
     for stop in [*(start + place for place in sentence_ends(text[start:end])), end]:
-        if stop < end and stop - first < _SHORT:
+        if stop < end and stop - first < (8 if text[stop - 1] in "。！？" else _SHORT):
             continue
         a, b = trim(text, first, stop)
         while b - a > _LONG:
@@ -161,7 +161,8 @@ class _Reader:
         if is_item and self._kind == "paragraph":
             yield from self._close()  # a list right under the sentence that introduces it
         if self._start < 0:
-            self._start, self._kind = start, "lines" if is_item or _INDENTED.match(head) else "paragraph"
+            is_code = (self._markdown or self._rst) and _INDENTED.match(head)
+            self._start, self._kind = start, "lines" if is_item or is_code else "paragraph"
         self._end = end
 
     def _level(self, underline: re.Match[str]) -> int:

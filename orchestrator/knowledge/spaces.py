@@ -91,9 +91,7 @@ async def _fill_page(database: Database, page: Sequence[Row], embedder: Embedder
         vectors, tokens = [one.vector for one in found], [one.packed for one in found]
     else:
         vectors, tokens = await embedder.embed(texts), [None] * len(texts)
-    rows = [
-        (row.id, pack_vector(vector), packed) for row, vector, packed in zip(page, vectors, tokens, strict=True)
-    ]
+    rows = [(row.id, pack_vector(vector), packed) for row, vector, packed in zip(page, vectors, tokens, strict=True)]
     async with database.transaction() as connection:
         await connection.execute(statement("make-incoming"))
         await copy_rows(connection, statement("copy-vectors"), rows, ("int8", "bytea", "bytea"))
@@ -113,9 +111,7 @@ async def judge(
     mean = sum(differences) / len(differences)
     spread = math.sqrt(sum((value - mean) ** 2 for value in differences) / max(len(differences) - 1, 1))
     margin = 1.96 * spread / math.sqrt(len(differences))
-    judged = Judgement(
-        len(questions), sum(before) / len(before), sum(after) / len(after), mean - margin, mean + margin
-    )
+    judged = Judgement(len(questions), sum(before) / len(before), sum(after) / len(after), mean - margin, mean + margin)
     values = {"before": judged.before, "after": judged.after, "low": judged.low, "high": judged.high}
     async with database.transaction() as connection:
         names = {"collection_id": collection.id, "space": embedder.space}

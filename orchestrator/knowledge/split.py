@@ -7,6 +7,7 @@ them, and nothing of a chunk may be left unread. Chunks do not overlap: a charac
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import string
 from bisect import bisect_right
@@ -172,7 +173,7 @@ def _cut_blocks(text: str, blocks: Iterator[Block], limit: int, ruler: _Ruler) -
     for block in blocks:
         room = limit
         if block.kind == "paragraph" and above >= 0:
-            room -= min(ruler.size(above, block.start), limit // 3)
+            room -= min(math.ceil(ruler.size(above, block.start)), limit // 3)
         yield from _cut_block(text, block, room, ruler)
         above = -1 if block.kind != "heading" else block.start if above < 0 else above
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pgvector import HalfVector
 
-from orchestrator.database import Connection, Database, Row, statement
+from orchestrator.database import Connection, Database, Json, Row, statement
 from orchestrator.errors import InputError, OtherSpaceError, UnknownNameError
 from orchestrator.knowledge import timeline
 from orchestrator.knowledge.changes import compare_versions, mark_changes
@@ -62,9 +62,7 @@ class PgStore:
         """The collection of that name. Raises UnknownNameError."""
         row = await self._database.fetch_one(statement("find-collection"), name=name)
         if row is None:
-            known = [
-                found.name for found in await self._database.fetch(statement("list-collections"))
-            ]
+            known = [found.name for found in await self._database.fetch(statement("list-collections"))]
             raise UnknownNameError(
                 f"there is no collection {name!r}. "
                 + (
@@ -326,9 +324,7 @@ class PgStore:
 
     async def version(self, document_id: str, number: int) -> VersionText:
         """The stored text that a citation names by document id and version number. Raises UnknownNameError."""
-        row = await self._database.fetch_one(
-            statement("version-by-id"), document_id=document_id, number=number
-        )
+        row = await self._database.fetch_one(statement("version-by-id"), document_id=document_id, number=number)
         if row is None:
             raise UnknownNameError(f"there is no document {document_id!r} with a version {number}", param="document_id")
         return VersionText(*row)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -104,7 +105,10 @@ def plan_sync(
 
 def shares_of(text: str) -> dict[int, int]:
     """Characters of each paragraph by its hash: what two texts are compared by."""
-    return {hash(key): len(key) for key in map(normalised, paragraphs(text))}
+    shares: Counter[int] = Counter()
+    for key in map(normalised, paragraphs(text)):
+        shares[hash(key)] += len(key)
+    return shares
 
 
 def _renames(gone: Sequence[Stored], new: Sequence[Found]) -> tuple[Rename, ...]:
@@ -120,7 +124,7 @@ def _renames(gone: Sequence[Stored], new: Sequence[Found]) -> tuple[Rename, ...]
 def _alike(old: Stored, new: Found) -> float:
     if old.sha256 == new.sha256:
         return 2.0  # above every share
-    common = sum(size for key, size in old.shares.items() if key in new.shares)
+    common = sum(min(size, new.shares.get(key, 0)) for key, size in old.shares.items())
     total = sum(old.shares.values()) + sum(new.shares.values())
     return 2 * common / total if common >= SHORTEST else 0.0
 

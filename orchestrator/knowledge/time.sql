@@ -114,7 +114,7 @@ with cited as (
                  || (regexp_split_to_array(substr(v.text, g.span_end + 1, 4000), '\n\s*\n'))[1], e' \t\n') as paragraph
     from unnest(%(document_ids)s::text[], %(numbers)s::integer[], %(starts)s::integer[], %(ends)s::integer[])
          with ordinality g (document_id, number, span_start, span_end, place)
-    join versions v on v.document_id = g.document_id::uuid and v.number = g.number
+    join versions v on v.tenant_id = current_tenant() and v.document_id = g.document_id::uuid and v.number = g.number
 ), chain as (
     -- The versions that count and hold at some time from the cited one's beginning until now.
     select c.place, w.number, w.valid_from, now() < w.valid_to as is_present,

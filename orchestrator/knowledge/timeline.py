@@ -99,7 +99,9 @@ async def withdraw(place: Place, external_id: str, number: int) -> Moved:
         before = [v for v in found.versions if v.number != number]
         await _supersede(found, [old.id])
     heir = next((v for v in reversed(before) if v.valid_from is None or _is_not_after(v, old)), None)
-    return Moved(external_id, heir.number if heir and not heir.is_end else None, old.valid_from, old.valid_to, (number,))
+    return Moved(
+        external_id, heir.number if heir and not heir.is_end else None, old.valid_from, old.valid_to, (number,)
+    )
 
 
 async def delete(place: Place, external_id: str) -> None:

@@ -102,7 +102,9 @@ async def verify(
 def _faults(run: _Run) -> tuple[Fault, ...]:
     meanings = {**REGISTRY, **INDEX}
     return tuple(
-        Fault(name, meanings[name], len(run.rows[name]), tuple(dict.fromkeys(map(_name, run.rows[name])))[:MAX_EXAMPLES])
+        Fault(
+            name, meanings[name], len(run.rows[name]), tuple(dict.fromkeys(map(_name, run.rows[name])))[:MAX_EXAMPLES]
+        )
         for name in meanings
         if run.rows.get(name)
     )
@@ -113,9 +115,7 @@ def _name(row: Row) -> str:
     return str(values.get("external_id") or values.get("term") or next(iter(values.values())))
 
 
-async def _check(
-    connection: Connection, collection: Collection, progress: Callable[[int, int], None] | None
-) -> _Run:
+async def _check(connection: Connection, collection: Collection, progress: Callable[[int, int], None] | None) -> _Run:
     run = _Run(connection, collection, progress)
     for name in (*REGISTRY, *INDEX):
         if name != "postings":
@@ -131,7 +131,9 @@ async def _wrong_postings(run: _Run) -> list[Row]:
     while page := await run.all("page-of-chunks", after=after, limit=PAGE):
         for language in {row.language or "english" for row in page}:
             rows = [row for row in page if (row.language or "english") == language]
-            values = posting_values(run.collection.id, language, [row.id for row in rows], [_indexed(row) for row in rows])
+            values = posting_values(
+                run.collection.id, language, [row.id for row in rows], [_indexed(row) for row in rows]
+            )
             bad = {row.chunk_id for row in await run.all("verify-postings", **values)}
             of_language = [row for row in rows if row.id in bad]
             run.unposted.setdefault(language, []).extend(of_language)

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.database import Connection, Database, Json, Row, copy_rows, statement
 from orchestrator.failpoints import failpoint
-from orchestrator.knowledge.lexical import add_postings, count_chunks, detect_language
+from orchestrator.knowledge.lexical import UNSPACED, add_postings, count_chunks, detect_language
 from orchestrator.knowledge.records import Collection, Status, Written
 from orchestrator.knowledge.versions import Placement, Version, place_end, place_version
 from orchestrator.types import Chunk, Document
@@ -119,9 +119,9 @@ async def _write_turn(
             draft,
             place,
             ids[draft.document.external_id],
-            collection.language or detect_language(draft.document.text) or "english",
+            language,
         )
-        for draft, place in going
+        for (draft, place), language in zip(going, await _languages(connection, collection, going), strict=True)
     ]
     if not placed:
         return written
@@ -232,6 +232,21 @@ async def _describe(
         await connection.execute(
             statement("update-documents"), {**values, "document_ids": [one[0] for one in described]}
         )
+
+
+async def _languages(
+    connection: Connection, collection: Collection, going: Sequence[tuple[Draft, Placement]]
+) -> list[str]:
+    """The configuration for each draft; a text too short to tell is taken for one of the collection's main language."""
+    if collection.language:
+        return [collection.language] * len(going)
+    found = [detect_language(draft.document.text) for draft, _ in going]
+    if None not in found:
+        return [language for language in found if language]
+    row = await (await connection.execute(statement("main-language"), {"collection_id": collection.id})).fetchone()
+    told = Counter(language for language in found if language and language != UNSPACED)
+    main: str = (row and row.language) or (told.most_common(1)[0][0] if told else "english")
+    return [language or main for language in found]
 
 
 async def _insert_documents(

@@ -115,3 +115,8 @@ from (
 ) r
 where c.id = r.id and c.live is distinct from r.live
 returning c.id, case when isempty(r.before) = isempty(c.live) then 0 when isempty(c.live) then -1 else 1 end as sign;
+
+-- name: main-language
+select (select l::text from unnest(languages) with ordinality u (l, place) where l <> 'simple'::regconfig order by place limit 1)
+       as language
+from collections where id = %(collection_id)s;

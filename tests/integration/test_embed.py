@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 
 from orchestrator.errors import EngineError, EngineUnavailableError, InputError
-from orchestrator.knowledge.embed import HttpEmbedder, MiniLM, open_embedder
+from orchestrator.knowledge.embed import QUESTIONS, HttpEmbedder, MiniLM, open_embedder
+from orchestrator.knowledge.rerank import Ranker
 from orchestrator.launch import weights
 from orchestrator.protocols import Embedder
 from orchestrator.settings import Settings
@@ -75,6 +77,69 @@ async def test_the_loop_goes_on_while_it_embeds(minilm: MiniLM) -> None:
     ticking.cancel()
 
     assert ticks > 5
+
+
+async def test_one_run_gives_a_text_its_vector_and_its_token_vectors(minilm: MiniLM) -> None:
+    texts = ["How many days of leave?", "", "travel expenses " * 500]
+
+    found = await minilm.embed_tokens(texts)
+    alone = [(await minilm.embed([text]))[0] for text in texts]
+
+    assert all(cosine(list(one.vector), other) > 0.99999 for one, other in zip(found, alone, strict=True))
+    assert [len(one.packed) for one in found] == [6 * 48, 0, 254 * 48]
+
+
+async def test_token_vectors_are_those_of_the_question(minilm: MiniLM) -> None:
+    text = "How many days of leave?"
+    asked = await minilm.embed_question(text)
+    (stored,) = await minilm.embed_tokens([text])
+
+    rows = np.frombuffer(asked.tokens, np.float32).reshape(-1, minilm.dimensions)
+
+    assert len(rows) == len(asked.weights) == 6
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.packbits(rows > 0, axis=1).tobytes() == stored.packed
+
+
+async def test_rare_words_of_a_question_weigh_more(minilm: MiniLM) -> None:
+    the, of, seismograph_first, *_, mark = (await minilm.embed_question("the of seismograph?")).weights
+
+    assert the < of < 0.2 < 0.8 < seismograph_first <= 1
+    assert mark == 0
+
+
+async def test_a_question_is_run_once(minilm: MiniLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    (vector,) = await minilm.embed(["What is asked but once?"])
+    monkeypatch.setattr(minilm, "_session", None)  # a run would fail
+
+    again = await minilm.embed_question("What is asked but once?")
+
+    assert list(again.vector) == vector
+
+
+async def test_only_the_last_questions_are_kept(minilm: MiniLM) -> None:
+    first = await minilm.embed_question("question number -1")
+    for number in range(QUESTIONS):
+        await minilm.embed_question(f"question number {number}")
+
+    assert await minilm.embed_question("question number -1") is not first
+    assert len(minilm._questions) == QUESTIONS
+
+
+async def test_languages_are_told_by_the_length_of_the_pieces(minilm: MiniLM) -> None:
+    ranker = Ranker(minilm)
+
+    found = [
+        (await ranker.weights(question)).familiarity
+        for question in (
+            "What problems and concerns are there in making up descriptive titles?",
+            "Wie viele Punkte gab die Verteidigung der Panthers auf?",
+            "黑豹队的防守丢了多少分？",
+            "แนวรับของแพนเธอร์สเสียแต้มไปเท่าไร",
+        )
+    ]
+
+    assert found == [1, 0, 0, 0]
 
 
 def test_the_space_names_the_weights(minilm: MiniLM) -> None:

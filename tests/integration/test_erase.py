@@ -74,6 +74,19 @@ async def test_nothing_brings_it_back_until_somebody_permits_it(database: Databa
     assert await found(store) == [NAME]
 
 
+async def test_a_name_that_it_had_before_is_refused_too(database: Database, store: PgStore) -> None:
+    embedder = HashEmbedder()
+    await fill(store, embedder)
+    async with database.transaction() as connection:
+        await connection.execute(
+            "update documents set external_id = 'new-name', renamed_from = array[external_id] where external_id = %s", (NAME,)
+        )
+    receipt = await erase(database, await store.collection("c"), "new-name")
+    report = await ingest_documents([Document(NAME, "", CANARY, "a")], store=store, embedder=embedder, collection="c")
+    assert len(receipt.name_sha256s) == 2
+    assert report.failed == 1
+
+
 async def test_no_relation_file_holds_it_after_the_purge(database: Database, store: PgStore, database_url: str) -> None:
     await fill(store, HashEmbedder())
     with psycopg.connect(database_url, autocommit=True) as connection:

@@ -41,7 +41,9 @@ async def ended(jobs: Jobs, store: PgStore, embedder: HashEmbedder, job: Job) ->
 
 
 async def expire_leases(database: Database) -> None:
-    await database.fetch("update jobs set lease_until = now() - interval '1 second' where state = 'running' returning id")
+    await database.fetch(
+        "update jobs set lease_until = now() - interval '1 second' where state = 'running' returning id"
+    )
 
 
 async def end_waits(database: Database) -> None:
@@ -65,9 +67,7 @@ async def test_a_job_is_worked_off_and_says_what_it_left_out(
     assert [d.external_id for d in await store.list_documents("c")] == ["a.md", "b.md"]
 
 
-async def test_options_travel_with_the_job(
-    jobs: Jobs, store: PgStore, embedder: HashEmbedder, tmp_path: Path
-) -> None:
+async def test_options_travel_with_the_job(jobs: Jobs, store: PgStore, embedder: HashEmbedder, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"number": 7, "text": "Ein Satz.", "id": "x"}))
     since = datetime(2025, 1, 1, tzinfo=UTC)
     job = await jobs.enqueue_ingest([tmp_path], collection="c", valid_from=since, id_from="number", language="german")
@@ -163,7 +163,10 @@ async def test_the_lease_is_renewed_while_the_work_lasts(
     working = asyncio.create_task(work(jobs, store, embedder, lease_s=0.6))
     await embedder.reached.wait()
     first = (await jobs.show(job.id)).lease_until
-    while (now := await jobs.show(job.id)).lease_until == first:
+    for _ in range(500):
+        now = await jobs.show(job.id)
+        if now.lease_until != first:
+            break
         await asyncio.sleep(0.02)
     assert first is not None
     assert now.lease_until is not None
@@ -260,45 +263,6 @@ async def test_wrong_input_is_dead_at_once(
     assert "no file or folder" in (dead.error or "")
 
 
-async def test_a_document_that_kills_workers_is_set_apart_and_the_queue_goes_on(
-    jobs: Jobs, store: PgStore, embedder: HashEmbedder, folder: Path, database: Database
-) -> None:
-    """Each round is a worker that dies when it meets the document; the third one does not touch it any more."""
-    (folder / "killer.md").write_text("# K\n\nThis text crashes the embedder.")
-    later = folder.parent / "later"
-    later.mkdir()
-    (later / "z.md").write_text("Last.")
-    job = await jobs.enqueue_ingest([folder], collection="c")
-    second = await jobs.enqueue_ingest([later], collection="c")
-    lethal = Lethal()
-    for _ in range(2):
-        with pytest.raises(Killed):
-            await work(jobs, store, lethal)
-        await expire_leases(database)
-
-    await work(jobs, store, lethal)
-
-    done = await jobs.show(job.id)
-    assert (done.state, done.attempts, (await jobs.show(second.id)).state) == ("done", 3, "done")
-    assert [d.external_id for d in await store.list_documents("c")] == ["a.md", "b.md", "z.md"]
-    letters = {Path(letter.source).name: letter for letter in await jobs.letters(job.id)}
-    assert letters.keys() == {"junk.txt", "killer.md"}
-    assert (letters["killer.md"].attempts, "workers died" in letters["killer.md"].reason) == (2, True)
-
-
-class Killed(BaseException):
-    """Ends a worker as nothing that it could handle: no code of it runs that would give the job back."""
-
-
-class Lethal(HashEmbedder):
-    """Takes the process with it, as a native crash does."""
-
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        if any("crashes" in text for text in texts):
-            raise Killed
-        return await super().embed(texts)
-
-
 async def test_progress_is_visible_while_the_job_runs(jobs: Jobs, store: PgStore, tmp_path: Path) -> None:
     (tmp_path / "one.md").write_text("One.")
     (tmp_path / "two.md").write_text("Two.")
@@ -332,6 +296,5 @@ async def test_a_database_that_is_gone_leaves_the_job_to_its_lease(
         raise DatabaseError("down")
 
     monkeypatch.setattr(type(held), "leave", down)
-    await jobs_module._work_on(held, store, embedder, None)
+    await jobs_module._work_on(held, jobs_module._Tools(store, embedder, None, None))
     assert (await jobs.show(job.id)).state == "running"
-

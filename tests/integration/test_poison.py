@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import LoadError
 from orchestrator.knowledge import parse
 from orchestrator.knowledge.frames import Parsed, Trouble
 from orchestrator.knowledge.ingest import ingest
@@ -149,7 +150,7 @@ def poison() -> dict[str, bytes]:
         "deep.zip.docx": nested_zip(50),
         "deep.eml": nested_mail(5_000),
         "binary.txt": random.Random(1).randbytes(9_000),
-        "deep.html": b"<b>" * 500_000,
+        "deep-elements.html": b"<b>" * 500_000,
         "empty-cells.csv": b",\n" * 500_000,
     }
     for kind, member in office.items():
@@ -164,6 +165,24 @@ def poison() -> dict[str, bytes]:
         files[f"cut.{kind}"] = zipped({**base, member: OPF})[:-30]
     return files
 
+
+# Which guard refuses a kind of file, so that one that is gone is not hidden by the next one.
+EXPECTED = {
+    "flate": "Limit reached while decompressing",
+    "flate-twice": "Limit reached while decompressing",
+    "self-kids": "cyclic page references",
+    "unicode": "size limit reached",
+    "nested-array": "nested deeper",
+    "deep-elements": "nested deeper than 5,000",
+    "bomb": "as a zip bomb does",
+    "bzip": "as a zip bomb does",
+    "members": "as a zip bomb does",
+    "lying": "is damaged",
+    "laughs": "declares XML entities",
+    "laughs-16": "declares XML entities",
+    "entity": "declares XML entities",
+    "line": "MAX_DOCUMENT_BYTES",
+}
 
 REPORT = """
 import json, resource, sys
@@ -199,7 +218,18 @@ async def test_poison_is_named_and_its_neighbours_are_stored(
     report = await ingest([poisoned], store=store, embedder=embedder, collection="c")
 
     assert report.added == 2
-    assert {Path(failure.source).name for failure in report.failures} == {*poison(), "line.txt", "line.jsonl"}
+    reasons = {Path(failure.source).name: failure.reason for failure in report.failures}
+    assert reasons.keys() == {*poison(), "line.txt", "line.jsonl"}
+    assert {name for name, reason in reasons.items() if EXPECTED.get(name.partition(".")[0], "") not in reason} == set()
+
+
+def test_more_text_than_a_file_can_hold_is_refused() -> None:
+    few, many = Parsed("x" * 900_000), Parsed("x" * 9_000_000)
+
+    assert list(parse.bounded(iter([few]), 1_000)) == [few]
+    assert list(parse.bounded(iter([many]), 1_000_000)) == [many]
+    with pytest.raises(LoadError, match="as a bomb does"):
+        list(parse.bounded(iter([few, few]), 1_000))
 
 
 def test_poison_does_not_grow_the_parent(poisoned: Path) -> None:
@@ -298,6 +328,8 @@ def test_the_environment_of_a_parser_has_no_secrets(play: Play) -> None:
 
 
 ATTACKS = {
+    "write beside": "open(r'{beside}', 'w')",
+    "create beside": "import os; os.open(r'{beside}', os.O_CREAT | os.O_RDWR)",
     "write": "open(r'{place}', 'w')",
     "append": "open(r'{place}', 'ab')",
     "create": "import os; os.open(r'{place}', os.O_CREAT | os.O_WRONLY)",
@@ -326,7 +358,8 @@ def test_a_parser_that_was_taken_over_reaches_nothing(attack: str, play: Play, t
     victim.write_text("canary-content")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.2)
-        values = {"place": place, "victim": victim, "port": listener.getsockname()[1]}
+        beside = tmp_path / "packages" / "placed"  # where it may read
+        values = {"place": place, "beside": beside, "victim": victim, "port": listener.getsockname()[1]}
         code = ATTACKS[attack].format(**values)
         found = play(says(f"try:\n    result = {'None'}\n    {code}\nexcept Exception: pass"))
         with pytest.raises(TimeoutError):
@@ -336,6 +369,7 @@ def test_a_parser_that_was_taken_over_reaches_nothing(attack: str, play: Play, t
     assert found.poisoned
     assert "tried what no reader does" in found.reason
     assert not place.exists()
+    assert not beside.exists()
     assert victim.read_text() == "canary-content"
 
 
@@ -469,8 +503,9 @@ def test_an_archive_puts_nothing_on_the_disk(kind: str, name: str, tmp_path: Pat
     inside.mkdir(parents=True)
     opf = f'<package><manifest><item id="a" href="{name}"/></manifest><spine><itemref idref="a"/></spine></package>'
     (inside / f"x.{kind}").write_bytes(zipped({"META-INF/container.xml": CONTAINER, "c.opf": opf, name: "canary"}))
-    list(load_path(inside))
+    found = list(load_path(inside))
 
+    assert not [one for one in found if isinstance(one, LoadFailure) and one.poisoned]  # it did not even try
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [inside / f"x.{kind}"]
     assert not Path("/tmp/canary-of-orchestrator.txt").exists()
 

@@ -1,0 +1,188 @@
+"""What ingest costs on top of embedding: ``python benchmarks/ingest.py CORPUS.jsonl [--limit N] [--synthetic N] [--json]``.
+
+With a corpus (a line: {"id", "title", "text"}): the embedded MiniLM embeds all chunks alone, then the same corpus is
+ingested; the ratio of the two says what reading, splitting, storing and indexing cost. ``--synthetic N``: N chunks with
+vectors that cost nothing, so that only our own part and PostgreSQL's are left; memory is sampled on the way. CPU seconds
+hold on a busy machine, wall seconds do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from orchestrator.database import Database
+from orchestrator.knowledge.embed import open_embedder
+from orchestrator.knowledge.ingest import IngestEvent, ingest_documents
+from orchestrator.knowledge.load import Loader
+from orchestrator.knowledge.split import split
+from orchestrator.knowledge.store import PgStore
+from orchestrator.knowledge.vectors import EMBED_TEXTS
+from orchestrator.launch import postgres
+from orchestrator.migrate import migrate
+from orchestrator.protocols import Embedder, TokenEmbedder
+from orchestrator.settings import Settings
+from orchestrator.types import Document
+
+WORDS = 60_000  # of the synthetic texts' vocabulary, drawn as Zipf would
+SENTENCE = 120  # words of a synthetic document: one chunk
+
+
+@dataclass
+class Spent:
+    """Seconds of one run. ``server_cpu``: of PostgreSQL and its children."""
+
+    wall: float = 0.0
+    client_cpu: float = 0.0
+    server_cpu: float = 0.0
+    chunks: int = 0
+    rss_mb: list[int] = field(default_factory=list)
+
+
+class FreeEmbedder:
+    """Vectors that cost next to nothing: slices of one table of random numbers."""
+
+    space = "free-384"
+    dimensions = 384
+
+    def __init__(self) -> None:
+        rows = np.random.default_rng(0).standard_normal((4096, self.dimensions), dtype=np.float32)
+        self._rows: list[list[float]] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).tolist()
+        self._next = 0
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """The next rows of the table."""
+        self._next += len(texts)
+        return [self._rows[(self._next + place) % len(self._rows)] for place in range(len(texts))]
+
+
+def synthetic(count: int) -> Iterator[Document]:
+    """Documents of one chunk each."""
+    chance = random.Random(0)
+    weights = [1 / (rank + 10) for rank in range(WORDS)]
+    names = [f"w{rank:x}" for rank in range(WORDS)]
+    cumulative = list(np.cumsum(weights))
+    for number in range(count):
+        words = chance.choices(names, cum_weights=cumulative, k=SENTENCE)
+        yield Document(f"s{number}", f"Title {number}", " ".join(words), "synthetic")
+
+
+async def embed_alone(embedder: Embedder, documents: Sequence[Document]) -> Spent:
+    """Embeds the chunks in calls as large as those of an ingest."""
+    texts = [chunk.indexed for document in documents for chunk in split(document)]
+    spent = Spent(chunks=len(texts))
+    began, cpu = time.perf_counter(), time.process_time()
+    for first in range(0, len(texts), EMBED_TEXTS):
+        part = texts[first : first + EMBED_TEXTS]
+        await (embedder.embed_tokens(part) if isinstance(embedder, TokenEmbedder) else embedder.embed(part))
+    spent.wall, spent.client_cpu = time.perf_counter() - began, time.process_time() - cpu
+    return spent
+
+
+async def ingest_all(url: str, home: Path, embedder: Embedder, documents: Iterable[Document], name: str) -> Spent:
+    """Ingests into a new collection."""
+    spent = Spent()
+    process = psutil.Process()
+
+    def see(event: IngestEvent) -> None:
+        if event.status != "added":
+            return
+        if spent.chunks // 10_000 != (spent.chunks + event.chunks) // 10_000 or not spent.chunks:
+            spent.rss_mb.append(process.memory_info().rss >> 20)
+        spent.chunks += event.chunks
+
+    async with Database.open(url, 4) as database:
+        store = PgStore(database)
+        server = server_cpu(home)
+        began, cpu = time.perf_counter(), time.process_time()
+        report = await ingest_documents(documents, store=store, embedder=embedder, collection=name, progress=see)
+        assert not report.failures, report.failures[:3]
+        spent.wall, spent.client_cpu = time.perf_counter() - began, time.process_time() - cpu
+        spent.server_cpu = server_cpu(home) - server
+    spent.rss_mb.append(process.memory_info().rss >> 20)
+    return spent
+
+
+def server_cpu(home: Path) -> float:
+    """CPU seconds of the server and of what it started; a backend that has ended counts as the postmaster's child."""
+    pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n")[0])
+    postmaster = psutil.Process(pid)
+    times = postmaster.cpu_times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for child in postmaster.children(recursive=True):
+        own = child.cpu_times()
+        total += own.user + own.system
+    return float(total)
+
+
+async def main(corpus: Path | None, limit: int, count: int, as_json: bool) -> None:
+    """Prints what was asked for."""
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="orch-bench-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        url = postgres.start(home)
+        try:
+            async with Database.open(url, 1) as database:
+                await migrate(database)
+            if corpus:
+                documents = [item for item in Loader([corpus]) if isinstance(item, Document)][:limit]
+                embedder: Any = open_embedder(Settings.from_env(), print)
+                async with aclosing(embedder):
+                    await embedder.embed(["warm"] * 8)
+                    rows["embedding"] = await embed_alone(embedder, documents)
+                    rows["ingest"] = await ingest_all(url, home, embedder, documents, "corpus")
+            if count:
+                rows["synthetic"] = await ingest_all(url, home, FreeEmbedder(), synthetic(count), "synthetic")
+        finally:
+            postgres.stop(home)
+    _print(rows, as_json)
+
+
+def _print(rows: dict[str, Spent], as_json: bool) -> None:
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+    if as_json:
+        print(json.dumps({"machine": machine, "rows": {name: asdict(row) for name, row in rows.items()}}))
+        return
+    print(f"{machine['processor']}, {machine['cores']} cores, {machine['date']}")
+    for name, row in rows.items():
+        print(
+            f"{name}: {row.chunks} chunks in {row.wall:.1f} s ({row.chunks / row.wall:.0f}/s); CPU client "
+            f"{row.client_cpu:.1f} s, server {row.server_cpu:.1f} s ({1000 * row.server_cpu / row.chunks:.2f} ms a chunk)"
+        )
+        if row.rss_mb:
+            print(f"  memory of the client every 10,000 chunks, MB: {' '.join(map(str, row.rss_mb))}")
+    if "ingest" in rows:
+        alone, whole = rows["embedding"], rows["ingest"]
+        cpu = (whole.client_cpu + whole.server_cpu) / alone.client_cpu
+        print(f"ingest / embedding alone: wall {whole.wall / alone.wall:.2f}, CPU {cpu:.2f} with the server")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path, nargs="?")
+    parser.add_argument("--limit", type=int, default=1_000_000, help="documents of the corpus")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="chunks with vectors that cost nothing")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    asyncio.run(main(arguments.corpus, arguments.limit, arguments.synthetic, arguments.json))
