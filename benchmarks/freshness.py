@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -31,13 +31,17 @@ from orchestrator.knowledge.compare import normalised, paragraphs
 from orchestrator.knowledge.embed import open_embedder
 from orchestrator.knowledge.ingest import ingest, ingest_documents
 from orchestrator.knowledge.load import Loader
+from orchestrator.knowledge.rerank import open_reranker
+from orchestrator.knowledge.retrieve import Retriever
 from orchestrator.knowledge.split import split
 from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.sync import sync
 from orchestrator.launch import postgres
 from orchestrator.protocols import Embedder
 from orchestrator.settings import Settings
-from orchestrator.types import Document, SearchMode, SearchRequest, start_of
+from orchestrator.types import Document, Passage, SearchMode, SearchRequest, start_of
+
+Search = Callable[[SearchRequest], Awaitable[Sequence[Passage]]]
 
 PER_RELEASE = 15
 WORDS = 8  # of a question
@@ -120,7 +124,9 @@ def _most_telling(
 ) -> tuple[float, Asked] | None:
     """The document's sentence of the rarest words that no other release has; one that a single chunk holds."""
     found = []
-    sentences = [one for chunk in split(document) for part in paragraphs(chunk.text) for one in SENTENCE.split(normalised(part))]
+    sentences = [
+        one for chunk in split(document) for part in paragraphs(chunk.text) for one in SENTENCE.split(normalised(part))
+    ]
     for sentence in sentences:
         words = list(dict.fromkeys(word for word in _words(sentence) if len(word) > 2))
         if PROSE.fullmatch(sentence) and len(words) >= 5 and not any(sentence in other for other in others):
@@ -136,21 +142,15 @@ def _words(text: str) -> list[str]:
 
 
 async def ask_all(
-    store: PgStore,
-    embedder: Embedder,
-    collection: str,
-    releases: Sequence[Release],
-    asked: Sequence[Asked],
-    mode: SearchMode = "hybrid",
+    search: Search, collection: str, releases: Sequence[Release], asked: Sequence[Asked], mode: SearchMode = "hybrid"
 ) -> Verdict:
     """Asks each question as of every release: only its own may answer, and no passage may be of another."""
     verdict = Verdict()
     whole = {release.name: release.whole for release in releases}
-    vectors = await embedder.embed([one.question for one in asked])
-    for one, vector in zip(asked, vectors, strict=True):
+    for one in asked:
         for release in releases:
             moment = release.moment + timedelta(days=1)
-            found = await store.search(SearchRequest(one.question, vector, collection, 5, as_of=moment, mode=mode))
+            found = await search(SearchRequest(one.question, (), collection, 5, as_of=moment, mode=mode))
             texts = [normalised(passage.text) for passage in found]
             foreign = [text for text in texts if text not in whole[release.name]]
             verdict.passages += len(texts)
@@ -174,9 +174,15 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             async with open_database(settings) as database:
                 embedder = await asyncio.to_thread(open_embedder, settings, say)
                 store = PgStore(database, settings.tenant, embedder.space)
+                reranker = await asyncio.to_thread(open_reranker, settings, embedder, say)
+                retriever = Retriever(store, embedder, reranker, budget_s=60)
                 await embedder.embed(["warm"])
                 rows = [await one_release(store, embedder, home, release) for release in releases]
-                verdict = await ask_all(store, embedder, "synced", releases, derive_questions(releases))
+
+                async def search(request: SearchRequest) -> Sequence[Passage]:
+                    return (await retriever.search(request)).passages
+
+                verdict = await ask_all(search, "synced", releases, derive_questions(releases))
                 visible = await commit_to_visible(store, embedder)
         finally:
             await asyncio.to_thread(postgres.stop, home)
@@ -184,10 +190,21 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "embedder": embedder.space,
-        "releases": rows,
+        "releases": [{**row, "changed_text": share} for row, share in zip(rows, changed_text(releases), strict=True)],
         "questions": asdict(verdict),
         "commit_to_visible_ms": visible,
     }
+
+
+def changed_text(releases: Sequence[Release]) -> list[float]:
+    """For each release the share of its characters in paragraphs that its documents did not have in the one before."""
+    shares, before = [], dict[str, set[str]]()
+    for release in releases:
+        now = {name: list(map(normalised, paragraphs(one.text))) for name, one in release.documents.items()}
+        new = sum(len(part) for name, parts in now.items() for part in parts if part not in before.get(name, ()))
+        shares.append(new / sum(len(part) for parts in now.values() for part in parts))
+        before = {name: set(parts) for name, parts in now.items()}
+    return shares
 
 
 async def one_release(store: PgStore, embedder: Embedder, home: Path, release: Release) -> dict[str, Any]:
@@ -278,7 +295,18 @@ def temporary_home() -> Iterator[Path]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The figures for a person."""
-    head = "release", "documents", "renamed", "retired", "chunks", "embedded", "sync s", "sync CPU s", "full s", "full CPU s", "CPU"
+    head = (
+        "release",
+        "documents",
+        "renamed",
+        "retired",
+        "new text",
+        "chunks",
+        "embedded",
+        "sync CPU s",
+        "full CPU s",
+        "CPU",
+    )
     lines = [head, tuple("---" for _ in head), *map(_row, result["releases"])]
     asked, visible = result["questions"], result["commit_to_visible_ms"]
     return "\n".join(
@@ -297,9 +325,10 @@ def table(result: Mapping[str, Any]) -> str:
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     sync_cpu, full_cpu = (row[name]["client_cpu_s"] + row[name]["server_cpu_s"] for name in ("sync", "full"))
     share = row["chunks_embedded"] / row["chunks"]
-    times = [row["sync"]["seconds"], sync_cpu, row["full"]["seconds"], full_cpu]
-    counts = [row[name] for name in ("release", "documents", "renamed", "retired", "chunks")]
-    return (*map(str, counts), f"{row['chunks_embedded']} ({share:.0%})", *(f"{one:.1f}" for one in times), f"{sync_cpu / full_cpu:.0%}")
+    counts = [str(row[name]) for name in ("release", "documents", "renamed", "retired")]
+    embedded = f"{row['chunks_embedded']} ({share:.0%})"
+    times = f"{sync_cpu:.1f}", f"{full_cpu:.1f}", f"{sync_cpu / full_cpu:.0%}"
+    return (*counts, f"{row['changed_text']:.0%}", str(row["chunks"]), embedded, *times)
 
 
 def say(text: str) -> None:

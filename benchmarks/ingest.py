@@ -20,7 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import islice, product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -75,7 +77,8 @@ def synthetic(count: int) -> Iterator[Document]:
     """Documents of one chunk each."""
     chance = random.Random(0)
     weights = [1 / (rank + 10) for rank in range(WORDS)]
-    names = [f"w{rank:x}" for rank in range(WORDS)]
+    names = ["".join(letters) for letters in islice(product(ascii_lowercase, repeat=4), WORDS)]
+    chance.shuffle(names)
     cumulative = list(np.cumsum(weights))
     for number in range(count):
         words = chance.choices(names, cum_weights=cumulative, k=SENTENCE)

@@ -139,8 +139,8 @@ begin
                      then pool_of_allowed(c, allowed, ids, weights, counts, base, slope, question_vector, depth, mode)
                      when c.partition is null
                      then pool_of_shared(c, ids, weights, base, slope, question_vector, depth, width, at, filter, mode)
-                     else pool_of_partition(c, ids, weights, counts, bounds, base, slope, question_vector, k, depth, width, at,
-                                            filter, mode) end;
+                     else pool_of_partition(c, ids, weights, counts, bounds, base, slope, question_vector, k, depth, width,
+                                            share, at, filter, mode) end;
     end if;
 
     return query
@@ -156,7 +156,7 @@ begin
     select chunk_id, bm25, covered, cosine, bm25_norm, cosine_norm, exact,
            weight * cosine_norm + (1 - weight) * bm25_norm + case mode when 'dense' then 0 else exact end as score
     from candidates
-    order by score desc, chunk_id
+    order by score desc, cosine desc nulls last, chunk_id
     limit k;
 end $$;
 
@@ -269,12 +269,12 @@ begin
     return pool;
 end $$;
 
--- Candidates of a collection in the shared partition: both sides score every chunk, then the best are asked whether they are
+-- Candidates of a collection in the shared partition, through the B-tree: the rows of others are not touched. Both sides score every chunk, then the best are asked whether they are
 -- wanted.
 create function pool_of_shared(
     c collections, ids bigint[], weights double precision[], base double precision, slope double precision,
     question_vector halfvec, depth integer, first_width integer, at timestamptz, filter jsonpath, mode text
-) returns found_chunk[] language plpgsql stable as $$
+) returns found_chunk[] language plpgsql stable set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     pool found_chunk[];
@@ -292,7 +292,7 @@ begin
             select e.chunk_id, -(e.embedding <#> question_vector) as cosine
             from vectors_shared e
             where e.collection_id = c.id and e.space = c.embedding_space and mode <> 'lexical'
-            order by e.embedding <#> question_vector, e.chunk_id
+            order by cosine desc, e.chunk_id  -- the same expression as above: it is computed once for a row
             limit width
         ), dense as materialized (
             select n.chunk_id, n.cosine, h.is_wanted from near n cross join lateral is_wanted(n.chunk_id, at, filter) h
@@ -395,23 +395,30 @@ begin
 end $$;
 
 -- The nearest wanted chunks of a collection with a partition of its own, by HNSW: the filter is applied inside of the scan,
--- which goes on until `depth` are found or 20,000 were seen; when they do not fill k, every vector is compared instead.
+-- which goes on until `depth` are found. It gives up at four times the number that should hold so many: then what is let
+-- through lies elsewhere than the question, where HNSW finds the wrong ones (2 of 10), and every vector is compared instead.
 create function nearest_by_index(
-    c collections, question_vector halfvec, k integer, depth integer, at timestamptz, filter jsonpath,
+    c collections, question_vector halfvec, k integer, depth integer, share double precision, at timestamptz, filter jsonpath,
     out found_ids bigint[], out cosines double precision[]
 ) language plpgsql stable as $$
+declare
+    enough integer := greatest(ceil(4 * depth / share), 400);
 begin
-    perform set_config('hnsw.ef_search', least(1000, greatest(200, 2 * depth))::text, true),
-            set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.max_scan_tuples', '20000', true);
+    perform set_config('hnsw.ef_search', least(1000, greatest(200, 2 * depth, 50 / share))::integer::text, true),
+            set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.max_scan_tuples', enough::text, true);
     execute format(
         'select array_agg(n.chunk_id), array_agg(n.cosine)
-         from (select e.chunk_id, -(e.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)) as cosine
-               from %2$I e cross join lateral is_wanted(e.chunk_id, $3, $4) h
-               where e.space = %3$L and h.is_wanted
-               order by e.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)
+         from (select e.chunk_id, e.cosine
+               from (select o.chunk_id, -(o.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)) as cosine
+                     from %2$I o
+                     where o.space = %3$L
+                     order by o.embedding::halfvec(%1$s) <#> $1::halfvec(%1$s)
+                     limit $5) e
+               cross join lateral is_wanted(e.chunk_id, $3, $4) h
+               where h.is_wanted
                limit $2) n', c.dimensions, c.partition, c.embedding_space)
-    into found_ids, cosines using question_vector, depth, at, filter;
-    if coalesce(cardinality(found_ids), 0) < least(k, c.chunk_count) then
+    into found_ids, cosines using question_vector, depth, at, filter, enough;
+    if coalesce(cardinality(found_ids), 0) < least(depth, c.chunk_count) then
         select n.found_ids, n.cosines into found_ids, cosines
         from nearest_by_scan(c, question_vector, depth, at, filter) n;
     end if;
@@ -423,14 +430,14 @@ create function nearest_by_scan(
     out found_ids bigint[], out cosines double precision[]
 ) language plpgsql stable as $$
 begin
-    -- `+ 0`: no index may order this. The sort ends as soon as `depth` wanted ones were taken from it.
+    -- By an expression that no index has.
     execute format(
         'select array_agg(n.chunk_id), array_agg(n.cosine)
          from (select s.chunk_id, s.cosine
                from (select e.chunk_id, -(e.embedding <#> $1) as cosine
                      from %I e
                      where e.collection_id = $5 and e.space = $6
-                     order by (e.embedding <#> $1) + 0, e.chunk_id
+                     order by cosine desc, e.chunk_id
                      offset 0) s
                cross join lateral is_wanted(s.chunk_id, $3, $4) h
                where h.is_wanted
@@ -442,7 +449,7 @@ end $$;
 create function pool_of_partition(
     c collections, ids bigint[], weights double precision[], counts bigint[], bounds double precision[],
     base double precision, slope double precision, question_vector halfvec, k integer, depth integer,
-    width integer, at timestamptz, filter jsonpath, mode text
+    width integer, share double precision, at timestamptz, filter jsonpath, mode text
 ) returns found_chunk[] language plpgsql stable as $$
 #variable_conflict use_column
 declare
@@ -455,7 +462,7 @@ begin
                        at, filter, 5000);
     select null::bigint[] as found_ids, null::float8[] as cosines into dense;
     if mode <> 'lexical' then
-        select * into dense from nearest_by_index(c, question_vector, k, depth, at, filter);
+        select * into dense from nearest_by_index(c, question_vector, k, depth, share, at, filter);
     end if;
     with l as materialized (
         select * from unnest(lexical.found_ids, lexical.scores, lexical.covers) l (chunk_id, bm25, covered)
@@ -489,17 +496,25 @@ declare
     c collections;
     at timestamptz := coalesce(as_of, now());
     found bigint[];
+    exact double precision[];
+    share double precision := 1;
 begin
     select * into c from collections o where o.tenant_id = tenant and o.name = wanted_collection;
     if c.partition is null then
         return;
     end if;
-    if filter is not null and (select a.allowed is not null from allowed_chunks(c, filter, at) a) then
-        return;
+    if filter is not null then
+        select a.allowed, a.share into found, share from allowed_chunks(c, filter, at) a;
+        if found is not null then
+            return;
+        end if;
     end if;
-    select n.found_ids[:k] into found from nearest_by_index(c, question_vector, k, depth, at, filter) n;
-    select count(*), count(*) filter (where e.id = any (found)) into wanted, hits
-    from nearest_by_scan(c, question_vector, k, at, filter) n, unnest(n.found_ids) e (id);
+    -- By cosine: chunks that are equally near stand for each other.
+    select n.cosines into exact from nearest_by_scan(c, question_vector, k, at, filter) n;
+    wanted := coalesce(cardinality(exact), 0);
+    select least(count(*), wanted) into hits
+    from nearest_by_index(c, question_vector, k, depth, share, at, filter) n, unnest(n.cosines) o (cosine)
+    where o.cosine >= exact[wanted] - 1e-6;
 end $$;
 
 -- Partitions. Each step may be repeated: a promotion that was cut off goes on where it was, two at once do the work once.
@@ -649,5 +664,5 @@ begin
     ) m
     left join tokens_of(c, case when with_tokens then (select array_agg(o.chunk_id) from found o) end) e
            on e.chunk_id = f.chunk_id
-    order by f.score desc, f.chunk_id;
+    order by f.score desc, f.cosine desc nulls last, f.chunk_id;
 end $$;

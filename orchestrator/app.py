@@ -84,8 +84,8 @@ class Orchestrator:
             next_embedder = await asyncio.to_thread(open_next_embedder, settings, progress)
             reranker = await asyncio.to_thread(open_reranker, settings, embedder, progress)
             for opened in (next_embedder, reranker):
-                if hasattr(opened, "aclose"):
-                    stack.push_async_callback(opened.aclose)
+                if (close := getattr(opened, "aclose", None)) is not None:
+                    stack.push_async_callback(close)
             retriever = Retriever(store, embedder, reranker, next_embedder, settings.rerank_budget_ms / 1000)
             pipeline = Pipeline(
                 settings, catalogue, router, embedder, retriever, serving, ledger, open_tokens(settings, progress)

@@ -133,7 +133,13 @@ class Keys:
         """The tenant's name; None for a key that is malformed, unknown, wrong or revoked. Raises DatabaseError."""
         kind, _, rest = key.partition("_")
         key_id, _, secret = rest.partition("_")
-        if kind != "ork" or len(key_id) != 12 or not key_id.isalnum() or not key_id.isascii() or not 0 < len(secret) < 100:
+        if (
+            kind != "ork"
+            or len(key_id) != 12
+            or not key_id.isalnum()
+            or not key_id.isascii()
+            or not 0 < len(secret) < 100
+        ):
             return None
         known = self._known.get(key_id)
         if known is None or known.until < self._clock():

@@ -267,6 +267,7 @@ def run_page(snippets: list[Snippet], page: Path, environment: dict[str, str], d
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     running = Page(name_of(page), directory, {**environment, **own})
     try:
+        running.run(Snippet("bash", False, 'orchestrator tenants add "$ORCHESTRATOR_TENANT"'))
         for snippet in snippets:
             if snippet.kind in ("bash", "python"):
                 running.run(snippet)

@@ -72,7 +72,7 @@ async def train(
         )
 
         async def search(text: str, k: int) -> list[Passage]:
-            return await orchestrator.search(text, k=k, collection=collection)
+            return list(await orchestrator.search(text, k=k, collection=collection))
 
         with output.bar("training") as update:
 

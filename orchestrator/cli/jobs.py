@@ -1,4 +1,4 @@
-"""Commands for ingest jobs: jobs list, show, retry, cancel, run."""
+"""Commands for ingest jobs: jobs add, list, show, retry, cancel, run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,50 @@ from rich.table import Table
 
 from orchestrator.app import Orchestrator, open_database
 from orchestrator.cli.output import Output, command, literal
+from orchestrator.errors import InputError
 from orchestrator.knowledge.fetch import Fetcher
 from orchestrator.knowledge.ingest import IngestEvent
 from orchestrator.knowledge.jobs import STATES, Job, Jobs, work
 from orchestrator.settings import Settings
+from orchestrator.types import start_of
 
 
 @click.group()
 def jobs() -> None:
     """Ingests that run in the background."""
+
+
+@jobs.command("add")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--collection", metavar="C", help="Collection; the configured one when not given.")
+@click.option("--key", metavar="KEY", help="Makes it safe to ask again: the same key is the same job.")
+@click.option("--valid-from", metavar="DATE", help="Since when these versions are true (ISO 8601); front matter wins.")
+@click.option("--id-from", metavar="FIELD", help="Field of JSONL or front matter that holds the document's id.")
+@command
+async def jobs_add(
+    output: Output,
+    settings: Settings,
+    paths: tuple[str, ...],
+    collection: str | None,
+    key: str | None,
+    valid_from: str | None,
+    id_from: str | None,
+) -> None:
+    """Put an ingest of files and folders into the queue, and return at once."""
+    try:
+        since = start_of(valid_from)
+    except ValueError as error:
+        raise InputError(f"{valid_from!r} is no date: write 2025-03-01 or 2025-03-01T12:00:00+00:00") from error
+    async with open_database(settings) as database:
+        job = await Jobs(database, settings.tenant).enqueue_ingest(
+            paths,
+            collection=collection or settings.collection,
+            key=key,
+            valid_from=since,
+            id_from=id_from,
+            max_bytes=settings.max_document_bytes,
+        )
+    output.emit({"job": job}, f"{job.id} is {job.state}; `orchestrator jobs run` works the queue off")
 
 
 @jobs.command("list")

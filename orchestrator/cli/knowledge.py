@@ -23,7 +23,9 @@ from orchestrator.types import end_of, start_of
 
 collection_option = click.option("--collection", metavar="C", help="Collection; the configured one when not given.")
 as_of_option = click.option("--as-of", metavar="DATE", help="As it was true then.")
-known_at_option = click.option("--known-at", metavar="TIME", help="As it was known then, with later corrections left out.")
+known_at_option = click.option(
+    "--known-at", metavar="TIME", help="As it was known then, with later corrections left out."
+)
 
 
 @click.command()
@@ -184,7 +186,9 @@ async def documents_show(
 ) -> None:
     """Print the stored text of a document's version."""
     if version is not None and (as_of or known_at):
-        raise InputError("--version names one text; --as-of and --known-at choose among them. Give the one or the other")
+        raise InputError(
+            "--version names one text; --as-of and --known-at choose among them. Give the one or the other"
+        )
     times = {"as_of": _date(as_of), "known_at": _date(known_at)}
     async with open_store(settings) as store:
         found = await store.get_version_text(collection or settings.collection, document_id, number=version, **times)
@@ -241,7 +245,10 @@ async def documents_diff(
     """Show what differs between two versions of a document, by paragraphs."""
     async with open_store(settings) as store:
         found = await store.diff(collection or settings.collection, document_id, before, after)
-    head = [f"--- {document_id} v{found.before} {found.title_before}", f"+++ {document_id} v{found.after} {found.title_after}"]
+    head = [
+        f"--- {document_id} v{found.before} {found.title_before}",
+        f"+++ {document_id} v{found.after} {found.title_after}",
+    ]
     output.emit(found, "\n".join([*head, *unified(found.differences)]))
 
 

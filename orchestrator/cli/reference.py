@@ -12,7 +12,7 @@ import click
 
 from orchestrator import errors
 from orchestrator.contract import Contract
-from orchestrator.knowledge.load import MEDIA_TYPES
+from orchestrator.knowledge.kinds import MEDIA_TYPES
 from orchestrator.prompts import VARIABLES, Route
 from orchestrator.settings import PREFIX, Settings, variables
 
@@ -21,6 +21,8 @@ REMEDIES = {
     "SettingsError": "Mend the variable or the file that the message names.",
     "MissingExtraError": "Run the `pip install` that the message names.",
     "InputError": "Change the input that the message names.",
+    "OtherSpaceError": "Set ORCHESTRATOR_EMBEDDER to the embedder of the collection, or ORCHESTRATOR_NEXT_EMBEDDER while it changes.",
+    "ConflictError": "Take another key, or send the request again as it was.",
     "UnknownNameError": "Take one of the names that the message lists.",
     "TooLargeError": "Send less, or raise the limit that the message names.",
     "LoadError": "Mend or leave out the file that is named; the others are indexed.",
@@ -49,6 +51,8 @@ ROUTE_KEYS = {
     "collection": "Collection to search; `default` means `ORCHESTRATOR_COLLECTION`.",
     "adapter": "Name of the adapter that answers; the base model when unset.",
     "k": "Passages to retrieve; 0 retrieves nothing.",
+    "excerpts": "Give the model only the sentences that bear on the question, joined where they stand close together.",
+    "min_sufficiency": "Refuse without asking the model when the passages hold the answer with less than this probability.",
     "budget_tokens": "Longest prompt in tokens: passages that do not fit are left out, worst first.",
     "max_tokens": "Longest answer in tokens; a caller may ask for less.",
     "temperature": "Sampling temperature; 0 always takes the likeliest token.",
@@ -75,6 +79,8 @@ OWN_KEYS = {
     "route": "Pins the route; as `model: orchestrator/ROUTE` does.",
     "collection": "Collection to search.",
     "as_of": "ISO date or time: answer from what was valid then.",
+    "known_at": "ISO date or time: as it was known then.",
+    "where": "Filter on the documents' metadata, as `--where`.",
     "k": "Passages to retrieve, 1 to 50.",
 }
 FIELDS = {

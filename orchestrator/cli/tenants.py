@@ -11,6 +11,8 @@ from orchestrator.app import open_database
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.database import statement
 from orchestrator.errors import InputError
+from orchestrator.knowledge.partitions import demote
+from orchestrator.knowledge.store import PgStore
 from orchestrator.settings import Settings
 
 tenant_option = click.option("--tenant", metavar="NAME", help="Tenant; ORCHESTRATOR_TENANT when not given.")
@@ -63,6 +65,8 @@ async def tenants_remove(output: Output, settings: Settings, name: str, yes: boo
                 f"{name} has {found.documents} documents in {found.collections} collections and {found.keys} keys; "
                 "to remove them, say it again with --yes"
             )
+        for collection in await PgStore(database, name).collections():
+            await demote(database.of(name), collection)  # its partition is a table: it would outlive its rows
         collections = await registry.remove_tenant(database, name)
     output.emit({"tenant": name, "removed": True, "collections": collections}, f"{name}: removed")
 

@@ -39,9 +39,12 @@ def html_to_text(html: str) -> tuple[str, str]:
     """Title (empty when there is none) and text. Raises LoadError for a page that is nested absurdly deep."""
     if _depth(html) > MAX_DEPTH:
         raise LoadError(f"the page is nested deeper than {MAX_DEPTH:,} elements, as no page is that people read")
-    from selectolax.lexbor import LexborHTMLParser
+    from selectolax.lexbor import LexborHTMLParser, SelectolaxError
 
-    tree = LexborHTMLParser(html)
+    try:
+        tree = LexborHTMLParser(html)
+    except SelectolaxError as error:  # it reads whatever is thrown at it; what it lacks is memory
+        raise LoadError(f"the page of {len(html):,} characters is too large for its parser; split it") from error
     titles = tree.css("title")
     heading = tree.css_first("h1")
     title = _inline(titles[0].text()) if titles else _inline(heading.text()) if heading else ""

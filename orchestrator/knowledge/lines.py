@@ -22,13 +22,24 @@ def read_lines(stream: BinaryIO, size: int, max_bytes: int) -> Iterator[tuple[in
         yield from ((number, line.encode(), stream.tell()) for number, line in enumerate(text.split("\n"), 1))
         return
     number = 0
-    while line := stream.readline(max_bytes + 1):
+    while line := stream.readline(BLOCK):
         number += 1
-        is_too_long = len(line) > max_bytes and not line.endswith(b"\n")
-        rest = line
-        while is_too_long and rest and not rest.endswith(b"\n"):
-            rest = stream.readline(BLOCK)
-        yield number, None if is_too_long else line, stream.tell()
+        if len(line) == BLOCK and not line.endswith(b"\n"):
+            line = _long_line(stream, len(line), max_bytes)
+        yield number, line if line is not None and len(line) <= max_bytes else None, stream.tell()
+
+
+def _long_line(stream: BinaryIO, size: int, max_bytes: int) -> bytes | None:
+    """A line of which ``size`` bytes are read, None when it is over the limit: it is measured before it is held."""
+    begin = stream.tell() - size
+    while block := stream.readline(BLOCK):
+        size += len(block)
+        if block.endswith(b"\n"):
+            break
+    if size > max_bytes:
+        return None
+    stream.seek(begin)
+    return stream.read(size)
 
 
 def read_messages(stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None, int]]:

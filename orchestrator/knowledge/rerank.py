@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,18 @@ from orchestrator.types import Passage, QuestionVectors
 
 if TYPE_CHECKING:
     import aiohttp
+    import numpy as np
+    import numpy.typing as npt
+
+    Rows = npt.NDArray[np.float32]
 
 POOL = 30  # candidates that are ordered anew; 50 cost 1.7 times as much and found nothing more on any set
 BUDGET_S = 0.25
 CUT_OFF = 254  # tokens of a chunk that the embedder cut off: its letters say nothing about the tokenizer
+MAX_TERMS = 24  # tokens of a question that MaxSim looks for; a question of 70 words ranks no worse by its 24 rarest
 PAIRS = 8  # of one run of a cross-encoder; between two runs it can be stopped
 MAX_PAIR_TOKENS = 512
+BLOCK = 96  # rows of one matrix product
 
 _log = logging.getLogger(__name__)
 
@@ -135,26 +142,53 @@ class MaxSim:
 
 
 def max_sim(question: QuestionVectors, packed: Sequence[bytes], dimensions: int) -> list[float]:
-    """The score of MaxSim for each packed passage; 30 passages of 150 tokens take 1 to 3 ms of CPU."""
+    """The score of MaxSim for each packed passage; 30 passages of 130 tokens take 1.5 ms of CPU.
+
+    A byte holds eight signs, so each product is looked up (Jégou, Douze & Schmid 2011, "Product Quantization for Nearest
+    Neighbor Search"). A matrix product would start the threads of BLAS, which then spin: 11 ms.
+    """
     import numpy as np
 
-    asked = np.frombuffer(question.tokens, np.float32).reshape(-1, dimensions)
-    held = [i for i, tokens in enumerate(packed) if tokens]
     scores = [0.0] * len(packed)
+    held = [i for i, tokens in enumerate(packed) if tokens]
+    asked, weights = _rarest(question, dimensions)
     if not held or not len(asked):
         return scores
-    rows = np.frombuffer(b"".join(packed[i] for i in held), np.uint8).reshape(-1, dimensions // 8)
-    bits = np.unpackbits(rows, axis=1).astype(np.float32)
-    matches = (2 * (bits @ asked.T) - asked.sum(axis=1)) / math.sqrt(dimensions)
+    rows = np.frombuffer(b"".join(packed[i] for i in held), np.uint8).reshape(-1, dimensions // 8).T
+    tables = np.matmul(_signs(), np.ascontiguousarray(asked.T).reshape(-1, 8, len(asked)))  # [bytes, 256, tokens]
+    matches = tables[0].take(rows[0], axis=0)
+    for table, column in zip(tables[1:], rows[1:], strict=True):
+        matches += table.take(column, axis=0)
     sizes = [len(packed[i]) * 8 // dimensions for i in held]
-    best = np.maximum.reduceat(matches, np.cumsum([0, *sizes[:-1]]), axis=0)  # [passages, tokens of the question]
-    weights = np.array(question.weights, np.float32)
-    weights = weights * (best.max(axis=0) - best.mean(axis=0)) if len(held) > 1 else weights
+    best = np.maximum.reduceat(matches, np.cumsum([0, *sizes[:-1]]), axis=0) / math.sqrt(dimensions)
+    if len(held) > 1:
+        weights = weights * (best.max(axis=0) - best.mean(axis=0))
     if weights.sum() <= 0:
         weights = np.ones_like(weights)
     for i, score in zip(held, (best @ weights / weights.sum()).tolist(), strict=True):
         scores[i] = max(0.0, score)
     return scores
+
+
+def _rarest(question: QuestionVectors, dimensions: int) -> tuple[Rows, Rows]:
+    """Vectors and weights of the question's tokens, of the rarest when there are many."""
+    import numpy as np
+
+    vectors = np.frombuffer(question.tokens, np.float32).reshape(-1, dimensions)
+    weights = np.array(question.weights, np.float32)
+    if len(weights) > MAX_TERMS:
+        kept = np.sort(np.argsort(-weights, kind="stable")[:MAX_TERMS])
+        vectors, weights = vectors[kept], weights[kept]
+    return vectors, weights
+
+
+@lru_cache(maxsize=1)
+def _signs() -> Rows:
+    """-1 or 1 for each bit of each byte: [256, 8]."""
+    import numpy as np
+
+    signs: Rows = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
+    return signs
 
 
 class CrossEncoder:

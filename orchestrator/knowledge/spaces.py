@@ -86,12 +86,13 @@ async def fill(
 
 async def _fill_page(database: Database, page: Sequence[Row], embedder: Embedder, names: dict[str, Any]) -> None:
     texts = [f"{row.context}\n\n{row.text}" if row.context else row.text for row in page]
+    rows: list[tuple[int, bytes, bytes | None]]
     if isinstance(embedder, TokenEmbedder):
         found = await embedder.embed_tokens(texts)
-        vectors, tokens = [one.vector for one in found], [one.packed for one in found]
+        rows = [(row.id, pack_vector(one.vector), one.packed) for row, one in zip(page, found, strict=True)]
     else:
-        vectors, tokens = await embedder.embed(texts), [None] * len(texts)
-    rows = [(row.id, pack_vector(vector), packed) for row, vector, packed in zip(page, vectors, tokens, strict=True)]
+        vectors = await embedder.embed(texts)
+        rows = [(row.id, pack_vector(vector), None) for row, vector in zip(page, vectors, strict=True)]
     async with database.transaction() as connection:
         await connection.execute(statement("make-incoming"))
         await copy_rows(connection, statement("copy-vectors"), rows, ("int8", "bytea", "bytea"))
@@ -136,8 +137,8 @@ async def switch(database: Database, collection: Collection, space: str) -> None
     async with database.transaction() as connection:
         await connection.execute(statement("lock-collection"), {"collection_id": collection.id})
         await _known(connection, collection, space)
-        missing = (await (await connection.execute(statement("count-without-vector"), names)).fetchone()).missing
-        if missing:
+        counted: Row = await (await connection.execute(statement("count-without-vector"), names)).fetchone()
+        if missing := counted.missing:
             raise InputError(
                 f"{missing} chunks of {collection.name!r} have no vector of {space} yet. "
                 f"Run: orchestrator collections reembed {collection.name}",

@@ -27,6 +27,7 @@ SHARE = 0.2  # of a folder's documents: a run that would retire more asks first
 LEAST = 3  # documents; fewer are retired without a question
 ALIKE = 0.5  # share of common text from which a new file is an old one under another name
 SHORTEST = 200  # characters of common text: below it only the same text tells
+MANY = 20  # documents that are compared by one paragraph: a licence in every file makes no pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +96,12 @@ def plan_sync(
     """
     present = {one.external_id for one in found}
     missing = [one for one in stored if one.external_id not in present]
-    kept = [one for one in missing if _is_from(one.source, unread)]
-    gone = [one for one in missing if one not in kept]
+    kept = {one.external_id for one in missing if _is_from(one.source, unread)}
+    gone = [one for one in missing if one.external_id not in kept]
     renamed = _renames(gone, [one for one in found if one.external_id not in taken])
     old = {one.before for one in renamed}
     retired = tuple(one.external_id for one in gone if one.external_id not in old)
-    return SyncPlan(len(stored), renamed, retired, tuple(one.external_id for one in kept))
+    return SyncPlan(len(stored), renamed, retired, tuple(sorted(kept)))
 
 
 def shares_of(text: str) -> dict[int, int]:
@@ -112,21 +113,52 @@ def shares_of(text: str) -> dict[int, int]:
 
 
 def _renames(gone: Sequence[Stored], new: Sequence[Found]) -> tuple[Rename, ...]:
-    """Pairs of what is gone and what is new, the same text first, then those that share most."""
-    pairs = [(_alike(old, one), old.external_id, one.external_id) for old in gone for one in new]
-    chosen: dict[str, str] = {}
-    for share, before, after in sorted(pairs, key=lambda pair: (-pair[0], _name(pair[1]) != _name(pair[2]), pair[1:])):
-        if share >= ALIKE and before not in chosen and after not in chosen.values():
+    """Pairs of what is gone and what is new: the same text first, then those that share most."""
+    chosen = _same(gone, new)
+    used = set(chosen.values())
+    left = [one for one in gone if one.external_id not in chosen]
+    fresh = [one for one in new if one.external_id not in used]
+    for _, before, after in sorted(_alike(left, fresh), key=lambda pair: (-pair[0], pair[1:])):
+        if before not in chosen and after not in used:
             chosen[before] = after
+            used.add(after)
     return tuple(Rename(before, after) for before, after in sorted(chosen.items()))
 
 
-def _alike(old: Stored, new: Found) -> float:
-    if old.sha256 == new.sha256:
-        return 2.0  # above every share
-    common = sum(min(size, new.shares.get(key, 0)) for key, size in old.shares.items())
-    total = sum(old.shares.values()) + sum(new.shares.values())
-    return 2 * common / total if common >= SHORTEST else 0.0
+def _same(gone: Sequence[Stored], new: Sequence[Found]) -> dict[str, str]:
+    """New id by old id, of documents with the same text; among several the one with the same file name."""
+    by_text: dict[str, list[str]] = {}
+    for old in gone:
+        by_text.setdefault(old.sha256, []).append(old.external_id)
+    chosen: dict[str, str] = {}
+    used: set[str] = set()
+    for by_name in (True, False):
+        for one in new:
+            olds = by_text.get(one.sha256, [])
+            match = next((name for name in olds if not by_name or _name(name) == _name(one.external_id)), None)
+            if match is not None and one.external_id not in used:
+                olds.remove(match)
+                chosen[match] = one.external_id
+                used.add(one.external_id)
+    return chosen
+
+
+def _alike(gone: Sequence[Stored], new: Sequence[Found]) -> Iterator[tuple[float, str, str]]:
+    """Share of common text of the pairs that have enough of it; a paragraph that many have tells nothing."""
+    sizes = {one.external_id: sum(one.shares.values()) for one in gone}
+    holders: dict[int, list[Stored]] = {}
+    for old in gone:
+        for key in old.shares:
+            holders.setdefault(key, []).append(old)
+    for one in new:
+        common: Counter[str] = Counter()
+        for key, size in one.shares.items():
+            for old in holders.get(key, ())[:MANY]:
+                common[old.external_id] += min(size, old.shares[key])
+        for external_id, size in common.items():
+            share = 2 * size / (sizes[external_id] + sum(one.shares.values()))
+            if size >= SHORTEST and share >= ALIKE:
+                yield share, external_id, one.external_id
 
 
 def _name(path: str) -> str:

@@ -20,7 +20,8 @@ from orchestrator.knowledge.frames import Parsed, Trouble
 
 log = logging.getLogger(__name__)
 
-WALL_S = 60.0  # for one file, its retry included
+WALL_S = 60.0  # for one file, its retry included; time spent waiting for a processor does not count
+MAX_STARVED_S = 540.0  # more of it, at most, on a machine that has too much to do
 MAX_FILES = 500  # that one child reads: what libraries leak is bounded
 BLOCK = 1 << 20
 
@@ -80,14 +81,7 @@ class Worker:
         """One reply, and whether a second attempt would be the same; a poisoned Trouble when there was no reply."""
         child = self._ready_child()
         self._served += 1
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            child.kill()
-
-        watch = threading.Timer(max(deadline - time.monotonic(), 0.1), end)
-        watch.daemon = True
+        watch = _Watch(child, deadline)
         watch.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # it died: how, says more
@@ -99,8 +93,8 @@ class Worker:
         except LoadError as error:
             return [Trouble(error.message, poisoned=True)], True
         finally:
-            watch.cancel()
-        if late.is_set():
+            watch.stop()
+        if watch.was_late:
             return [Trouble(f"reading the file took more than {self._wall_s:.0f} s", poisoned=True)], True
         if status == -getattr(signal, "SIGXCPU", 0):
             return [Trouble(f"reading the file took more than {self._cpu_s} s of processor time", poisoned=True)], True
@@ -129,6 +123,46 @@ class Worker:
                     f"{sys.executable} -P {parse.__file__}"
                 ) from None
         return self._child
+
+
+class _Watch(threading.Thread):
+    """Kills a child at the deadline, which is put off by the time that the child was ready and got no processor.
+
+    On a machine with too much to do, 7 s of work took 60 s: that is nothing a file did.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], deadline: float) -> None:
+        super().__init__(name="document-watch", daemon=True)
+        self.was_late = False
+        self._child, self._deadline = child, deadline
+        self._latest = deadline + MAX_STARVED_S
+        self._ended = threading.Event()
+        self._waited_before = _waited_s(child.pid)
+
+    def run(self) -> None:
+        """Waits until the file is read, or for too long."""
+        end = self._deadline
+        while not self._ended.wait(max(end - time.monotonic(), 0.05)):
+            waited = _waited_s(self._child.pid) - self._waited_before
+            end = min(self._deadline + waited, self._latest)
+            if time.monotonic() >= end:
+                self.was_late = True
+                self._child.kill()
+                return
+
+    def stop(self) -> None:
+        """The file is read."""
+        self._ended.set()
+        self.join()
+
+
+def _waited_s(pid: int) -> float:
+    """Seconds that a process was ready to run and did not; 0 where the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/schedstat") as stats:
+            return int(stats.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def bare_environment() -> dict[str, str]:

@@ -112,3 +112,62 @@ def test_a_document_goes_through_versions_and_is_deleted(run, tmp_path):
     assert "140" in run("documents", "show", "hotel").stdout
     assert run("documents", "delete", "hotel").exit_code == 0
     assert json.loads(run("search", "hotel limit", "--as-of", "2024-06-01", "--json").stdout)["passages"] == []
+
+
+def test_a_document_is_changed_back_taken_back_and_ended(run, tmp_path):
+    for limit in ("120", "140"):
+        (tmp_path / "hotel.md").write_text(f"# Travel\n\nA hotel may cost {limit} EUR a night.")
+        assert run("ingest", "hotel.md").exit_code == 0
+
+    shown = run("documents", "diff", "hotel.md").stdout
+    assert "-A hotel may cost 120 EUR a night.\n+A hotel may cost 140 EUR a night." in shown
+    (difference,) = json.loads(run("documents", "diff", "hotel.md", "--from", "2", "--to", "1", "--json").stdout)["differences"]
+    assert (difference["kind"], difference["paragraph_before"]) == ("changed", 1)
+
+    assert json.loads(run("documents", "restore", "hotel.md", "--version", "1", "--json").stdout)["version"] == 3
+    assert "120" in run("documents", "show", "hotel.md").stdout
+    assert "from 2" in run("documents", "withdraw", "hotel.md", "--version", "3").stdout
+    assert "140" in run("documents", "show", "hotel.md").stdout
+    assert "has ended" in run("documents", "retire", "hotel.md").stdout
+    assert "was retired" in run("documents", "show", "hotel.md").stderr
+    assert "120" in run("documents", "show", "hotel.md", "--as-of", "2024-01-01").stdout
+    assert "(end)" in run("documents", "history", "hotel.md").stdout
+    assert json.loads(run("documents", "list", "--json").stdout)["documents"] == []
+    assert "retired" in run("documents", "list", "--deleted").stdout
+
+
+def test_a_folder_is_followed_and_many_lost_files_are_asked_about(run, tmp_path):
+    folder = tmp_path / "handbook"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"page{number}.md").write_text(f"Page number {number}.")
+    assert run("ingest", "handbook", "--sync").exit_code == 0
+    for number in range(4):
+        (folder / f"page{number}.md").unlink()
+
+    refused = run("ingest", "handbook", "--sync")
+    assert (refused.exit_code, "--yes" in refused.stderr) == (1, True)
+    assert len(json.loads(run("documents", "list", "--json").stdout)["documents"]) == 5
+
+    report = json.loads(run("ingest", "handbook", "--sync", "--yes", "--json").stdout)["folders"][0]
+    assert (len(report["retired"]), report["ingest"]["unchanged"]) == (4, 1)
+    assert "retired: " not in run("ingest", "handbook", "--sync").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("documents", "diff", "page.md"), "no version before 1"),
+        (("documents", "restore", "page.md", "--version", "7"), "no version 7"),
+        (("documents", "withdraw", "none.md", "--version", "1"), "no such document 'none.md'"),
+        (("documents", "retire", "page.md", "--from", "soon"), "'soon' is no date"),
+        (("documents", "show", "page.md", "--version", "1", "--as-of", "2024-01-01"), "the one or the other"),
+        (("ingest", "page.md", "--yes"), "belong to --sync"),
+        (("ingest", "page.md", "--sync"), "folders only"),
+    ],
+)
+def test_wrong_use_of_time_says_what_to_do(run, tmp_path, arguments, said):
+    (tmp_path / "page.md").write_text("A page.")
+    assert run("ingest", "page.md").exit_code == 0
+    result = run(*arguments)
+    assert (result.exit_code, said in result.stderr) == (1, True), result.output

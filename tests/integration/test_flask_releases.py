@@ -25,7 +25,9 @@ DATA = Path(os.environ.get("DEVELOPMENT_DATA", ROOT.parent / "shared" / "data"))
 DATES = ("2017-05-16", "2018-04-26", "2021-05-11", "2024-04-07")
 EMPTY = "select (select count(*) from chunks where not isempty(live)) as live, (select chunk_count from collections) as counted"
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the releases (../shared/data/flask_docs, DEVELOPMENT_DATA) are absent")
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the releases (../shared/data/flask_docs, DEVELOPMENT_DATA) are absent"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ async def test_every_release_answers_its_own_questions_and_no_other(
         assert {one.external_id for one in listed} == set(release.documents)
 
     asked = freshness.derive_questions(releases)
-    verdict = await freshness.ask_all(store, embedder, "c", releases, asked, "lexical")
+    verdict = await freshness.ask_all(store.search, "c", releases, asked, "lexical")
 
     assert len(asked) >= 40
     assert min(Counter(one.release for one in asked).values()) >= 8

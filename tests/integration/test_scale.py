@@ -323,11 +323,11 @@ async def test_size_decides_where_vectors_are(
     await ingest_documents(documents(20), store=store, embedder=embedder, collection="c")
     assert await partitions.settle(database, "c") is None
     monkeypatch.setattr(partitions, "PROMOTE_FROM", 20)
+    monkeypatch.setattr(partitions, "DEMOTE_BELOW", 10)
     assert await partitions.settle(database, "c") == "promoted"
     assert await partitions.settle(database, "c") is None
     for number in range(15):
         await store.erase("c", f"d{number}")
-    monkeypatch.setattr(partitions, "DEMOTE_BELOW", 10)
     assert await partitions.settle(database, "c") == "demoted"
     assert len(await everything(store)) == 5
 
@@ -524,13 +524,14 @@ async def test_a_share_of_searches_measures_the_recall_of_the_index(
     await partitions.promote(database, "c")
     for where in (None, {"x": {"exists": False}}):
         await search_passages(database, SearchRequest("number", vector, collection="c", where=where), None, sample)
+        await sample.finish()
     await search_passages(database, SearchRequest("number", (), collection="c", mode="lexical"), None, sample)
     await search_passages(database, SearchRequest("number", vector, collection="c"), None, RecallSample(0.0))
     await sample.finish()
     found = sample.snapshot()
-    assert (found.searches, found.wanted, found.recall) == (2, 20, 1.0)
+    assert (found.searches, found.wanted, found.recall) == (1, 10, 1.0)  # the filter's few chunks are compared exactly
     assert found.low is not None
-    assert 0.8 < found.low < 1.0
+    assert 0.6 < found.low < 1.0
     assert found.high == 1.0
 
 

@@ -37,7 +37,12 @@ class Synced:
             return answer
 
         return await sync(
-            self.folder, store=self.store, embedder=self.embedder, collection="c", confirm=confirm, **options  # type: ignore[arg-type]
+            self.folder,
+            store=self.store,
+            embedder=self.embedder,
+            collection="c",
+            confirm=confirm,
+            **options,  # type: ignore[arg-type]
         )
 
     async def names(self) -> list[str]:

@@ -37,7 +37,9 @@ STEPS_OF_ONE = 50
 TENANTS = (0, 1, 2)
 who = st.sampled_from(TENANTS)
 names = st.sampled_from(["d0", "d1", "d2"])  # the same for all: what one may mistake for his own
-texts = st.sampled_from(["Leave is thirty days.", "Leave is forty days.\n\nTravel is booked by the desk.", "Dogs may come."])
+texts = st.sampled_from(
+    ["Leave is thirty days.", "Leave is forty days.\n\nTravel is booked by the desk.", "Dogs may come."]
+)
 moments = st.one_of(st.none(), st.integers(0, 3).map(lambda years: datetime(2023 + years, 1, 1, tzinfo=UTC)))
 modes = st.sampled_from(["hybrid", "lexical", "dense"])
 
@@ -89,7 +91,9 @@ class Tenants(RuleBasedStateMachine):
         seen = said + "\n".join(self.logs)
         strange = [canary for canary in self.canaries if canary != self.canaries[tenant] and canary in seen]
         assert strange == [], (tenant, seen)
-        assert self.canaries[tenant] not in "\n".join(self.logs), self.logs  # no log holds a document's text, not the own
+        assert self.canaries[tenant] not in "\n".join(self.logs), (
+            self.logs
+        )  # no log holds a document's text, not the own
         type(self).found_own += self.canaries[tenant] in said
         return result
 
@@ -107,9 +111,7 @@ class Tenants(RuleBasedStateMachine):
         return tenant, (ids or [str(uuid.uuid4())])[0], name, len(history or [1])
 
     @rule(tenant=who, other=who, text=texts, mode=modes, as_of=moments, known_at=moments, filtered=st.booleans())
-    def search(
-        self, tenant: int, other: int, text: str, mode: Any, as_of: Any, known_at: Any, filtered: bool
-    ) -> None:
+    def search(self, tenant: int, other: int, text: str, mode: Any, as_of: Any, known_at: Any, filtered: bool) -> None:
         """Also for the stranger's own word, and with it as a filter."""
         question = f"{text} {self.canaries[other]}"
         (vector,) = self.wait(self.embedder.embed([question]))
@@ -146,7 +148,12 @@ class Tenants(RuleBasedStateMachine):
         ):
             self.act(tenant, work)
 
-    @rule(tenant=who, name=names, number=st.integers(1, 3), how=st.sampled_from(["delete", "erase", "retire", "withdraw", "restore"]))
+    @rule(
+        tenant=who,
+        name=names,
+        number=st.integers(1, 3),
+        how=st.sampled_from(["delete", "erase", "retire", "withdraw", "restore"]),
+    )
     def change(self, tenant: int, name: str, number: int, how: str) -> None:
         store = self.store(tenant)
         works = {
@@ -191,7 +198,12 @@ class Tenants(RuleBasedStateMachine):
     def promote(self, tenant: int) -> None:
         """An adapter of one name for all of them."""
         fields = ("path", "base", "prompt", "prompt_digest", "contract", "contract_digest")
-        values = {**dict.fromkeys(fields, self.canaries[tenant]), "name": "style", "digest": self.canaries[tenant], "rank": 8}
+        values = {
+            **dict.fromkeys(fields, self.canaries[tenant]),
+            "name": "style",
+            "digest": self.canaries[tenant],
+            "rank": 8,
+        }
 
         async def insert() -> None:
             async with self.database.of(self.names[tenant]).transaction() as connection:
@@ -207,7 +219,9 @@ class Tenants(RuleBasedStateMachine):
     def key(self, tenant: int) -> None:
         key, _ = self.act(tenant, create_key(self.database, self.names[tenant], self.canaries[tenant]))
         assert self.wait(Keys(self.database).tenant_of(key)) == self.names[tenant]
-        assert {one.note for one in self.act(tenant, list_keys(self.database, self.names[tenant]))} == {self.canaries[tenant]}
+        assert {one.note for one in self.act(tenant, list_keys(self.database, self.names[tenant]))} == {
+            self.canaries[tenant]
+        }
 
     @rule(text=texts)
     def search_together(self, text: str) -> None:

@@ -59,7 +59,9 @@ async def theirs(database: Database, tmp_path: Path) -> Theirs:
         word = CANARY if name == "b" else "own"
         for collection in ("c", "only-b", f"named {word}") if name == "b" else ("c",):
             for text in ("Leave is thirty days.", "Leave is now forty days, and twenty more for those who ask for it."):
-                document = Document("handbook", f"Title {word}", f"{text} The word is {word}.", word, metadata={"m": word})
+                document = Document(
+                    "handbook", f"Title {word}", f"{text} The word is {word}.", word, metadata={"m": word}
+                )
                 await ingest_documents([document], store=store, embedder=HashEmbedder(), collection=collection)
     b = database.of("b")
     query = Query(f"what is {CANARY}", tenant="b")
@@ -130,9 +132,7 @@ async def find(store: PgStore, text: str, collection: str, **options: Any) -> An
     return await store.search(SearchRequest(text, vector, collection, tenant="a", **options))
 
 
-async def harm(
-    database: Database, theirs: Theirs, log: pytest.LogCaptureFixture, one_by_one: bool = False
-) -> set[str]:
+async def harm(database: Database, theirs: Theirs, log: pytest.LogCaptureFixture, one_by_one: bool = False) -> set[str]:
     """The tries that showed something of b's, in their result, error or log; "change" when something of his changed.
 
     ``one_by_one``: those that changed something, by name.
@@ -341,7 +341,9 @@ async def test_a_key_id_of_another_tenant_shows_one_row_to_who_names_it(database
     assert await Keys(database).tenant_of(f"ork_{theirs.key_id}_guess") is None
 
 
-async def test_a_superuser_can_see_what_the_probes_look_for(database_url: str, database: Database, theirs: Theirs) -> None:
+async def test_a_superuser_can_see_what_the_probes_look_for(
+    database_url: str, database: Database, theirs: Theirs
+) -> None:
     with psycopg.connect(database_url) as dba:
         held = {
             name
@@ -350,7 +352,17 @@ async def test_a_superuser_can_see_what_the_probes_look_for(database_url: str, d
                 sql.Identifier(name), sql.Literal(f"%{CANARY}%"))).fetchone()
         }  # fmt: skip
 
-    assert held >= {"collections", "documents", "versions", "chunks", "terms", "answers", "adapters", "jobs", "api_keys"}
+    assert held >= {
+        "collections",
+        "documents",
+        "versions",
+        "chunks",
+        "terms",
+        "answers",
+        "adapters",
+        "jobs",
+        "api_keys",
+    }
 
 
 async def test_errors_about_anothers_document_are_those_about_none(database: Database, theirs: Theirs) -> None:

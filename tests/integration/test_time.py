@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -142,6 +141,7 @@ async def test_a_withdrawn_version_leaves_its_time_to_the_one_before(
     assert (moved.version, moved.withdrawn) == (1, (2,))
     assert await find(store, "days", T2026) == [("Thirty days.", 1)]
     assert await find(store, "days", T2026, before) == [("Ninety days.", 2)]
+    assert await find(store, "days", T2026, await clock(database)) == [("Thirty days.", 1)]
     assert (await store.get_version_text("c", "leave")).text == "Thirty days."
     assert (await store.get_version_text("c", "leave", known_at=before)).text == "Ninety days."
     assert [version.number for version in await store.history("c", "leave", known_at=before)] == [1, 2]
@@ -287,7 +287,9 @@ async def test_a_citation_says_what_its_paragraph_says_today(store: PgStore, emb
         await put(store, embedder, document(text, datetime(2022 + number, 1, 1, tzinfo=UTC)))
     then = datetime(2022, 6, 1, tzinfo=UTC)
     (passage,) = await store.search(SearchRequest("hotel", (), collection="c", k=1, as_of=then, mode="lexical"))
-    hotel, trains, dogs = (cite(1, passage, text) for text in ("A hotel may cost 120 EUR", "Trains are preferred", "Dogs travel"))
+    hotel, trains, dogs = (
+        cite(1, passage, text) for text in ("A hotel may cost 120 EUR", "Trains are preferred", "Dogs travel")
+    )
 
     assert await changes(store, hotel, trains, dogs) == [
         (2, "A hotel may cost 140 EUR\na night."),
@@ -333,20 +335,19 @@ async def test_a_citation_of_a_withdrawn_version_shows_what_holds_in_its_place(
 
 
 async def test_the_next_search_after_a_commit_sees_it(store: PgStore, embedder: HashEmbedder) -> None:
-    for number in range(1, 8):
+    for number in range(1, 8, 2):
         await put(store, embedder, document(f"Rule {number} holds."))
         assert await find(store, "rule") == [(f"Rule {number} holds.", number)]
         await store.retire("c", "leave")
         assert await find(store, "rule") == []
-        await store.withdraw("c", "leave", (await store.history("c", "leave"))[-1].number)
-        assert len(await find(store, "rule")) == 1
-        if number > 1:
-            await store.withdraw("c", "leave", (await store.history("c", "leave"))[-2].number)
-        break
+        await store.withdraw("c", "leave", number + 1)
+        assert await find(store, "rule") == [(f"Rule {number} holds.", number)]
 
 
 async def test_readers_never_see_half_of_a_change(store: PgStore, embedder: HashEmbedder) -> None:
-    parts = [f"## Part {part}\n\nThe rule of edition {{}}. " + f"Words of part {part} fill it. " * 40 for part in range(5)]
+    parts = [
+        f"## Part {part}\n\nThe rule of edition {{}}. " + f"Words of part {part} fill it. " * 40 for part in range(5)
+    ]
     editions = ["\n\n".join(part.replace("{}", str(edition)) for part in parts) for edition in (1, 2)]
     await put(store, embedder, document(editions[0]))
     await put(store, embedder, document(editions[1]))
@@ -388,8 +389,3 @@ async def test_two_writers_keep_the_order_of_what_was_known(
     for row in rows:
         text = await store.get_version_text("c", "leave", as_of=row.recorded_at, known_at=row.recorded_at)
         assert text.number == row.number
-
-
-def numbers(rows: Sequence[tuple[str, int]]) -> list[int]:
-    """Versions of what was found."""
-    return [number for _, number in rows]

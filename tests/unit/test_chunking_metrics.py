@@ -31,8 +31,8 @@ def test_recall_precision_and_iou_are_over_characters(chunking: ModuleType) -> N
 
 def test_another_text_costs_precision_only(chunking: ModuleType) -> None:
     question = chunking.Question("?", "a", ((10, 20),))
-    found = chunking.scores(question, [("a", 10, 20), ("b", 10, 20)])
-    assert found == {"recall": 1, "precision": 10 / 20, "iou": 10 / 20}
+    found = chunking.scores(question, [("a", 10, 15), ("b", 10, 20)])
+    assert found == {"recall": 5 / 10, "precision": 5 / 15, "iou": 5 / (15 + 5)}
 
 
 def test_what_is_returned_twice_is_found_once_and_costs_twice(chunking: ModuleType) -> None:

@@ -52,7 +52,9 @@ def test_paragraphs_are_counted_as_in_chunks(text: str) -> None:
     assert all(normalised(paragraphs(text)[c.paragraph]).startswith(c.text.split()[0]) for c in chunks)
 
 
-@given(st.lists(st.sampled_from(["a b", "a c", "d", "e f g"]), max_size=8), st.lists(st.sampled_from(["a b", "a c", "d"])))
+@given(
+    st.lists(st.sampled_from(["a b", "a c", "d", "e f g"]), max_size=8), st.lists(st.sampled_from(["a b", "a c", "d"]))
+)
 def test_the_differences_lead_from_one_text_to_the_other(before: list[str], after: list[str]) -> None:
     found = differences("\n\n".join(before), "\n\n".join(after))
     gone = {one.paragraph_before for one in found} - {None}

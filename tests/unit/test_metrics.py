@@ -79,7 +79,9 @@ def test_trec_eval_agrees_on_many_rankings():
         ranking, grades = _random_case(seed)
         run = {"q": {name: float(len(ranking) - place) for place, name in enumerate(ranking)}}
         judged = {"q": {name: int(grade) for name, grade in grades.items()}}
-        [theirs] = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10,100", "P.10"}).evaluate(run).values()
+        [theirs] = (
+            pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10,100", "P.10"}).evaluate(run).values()
+        )
 
         assert ndcg(ranking, grades, 10) == pytest.approx(theirs["ndcg_cut_10"], abs=1e-9)
         assert recall(ranking, grades, 10) == pytest.approx(theirs["recall_10"], abs=1e-9)
@@ -138,7 +140,9 @@ def test_noise_is_significant_as_often_as_the_level_says():
     ]
 
     false = sum(trial.is_gain or trial.is_loss for trial in trials)
-    assert 2 <= false <= 22  # 5 % of 200 is 10; the binomial's 99.9 % interval, widened for the bootstrap's small samples
+    assert (
+        2 <= false <= 22
+    )  # 5 % of 200 is 10; the binomial's 99.9 % interval, widened for the bootstrap's small samples
     assert 2 <= sum(trial.p < 0.05 for trial in trials) <= 22
 
 

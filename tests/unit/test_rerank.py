@@ -161,6 +161,29 @@ def test_maxsim_passes_over_what_all_passages_match() -> None:
     assert found[0] - found[1] > 0.5  # a plain mean over both words would halve the difference
 
 
+def test_maxsim_is_the_product_with_the_signs() -> None:
+    texts = ["alpha beta gamma", "delta", "epsilon alpha beta zeta"]
+    vectors = np.random.default_rng(1).standard_normal((3, DIMENSIONS)).astype(np.float32)
+
+    found = max_sim(
+        QuestionVectors((), vectors.tobytes(), (1.0,) * 3), [pack_signs(rows(t)) for t in texts], DIMENSIONS
+    )
+
+    best = np.array([(np.sign(rows(text)) @ vectors.T).max(axis=0) for text in texts]) / 8
+    weights = best.max(axis=0) - best.mean(axis=0)
+    assert found == pytest.approx(np.maximum(best @ weights / weights.sum(), 0), abs=1e-5)
+
+
+def test_maxsim_looks_for_the_rarest_tokens_of_a_long_question() -> None:
+    words = rows(" ".join(["common"] * 60 + ["rare"]))
+    packed = [pack_signs(rows(text)) for text in ("common", "rare")]
+
+    found = max_sim(QuestionVectors((), words.tobytes(), (0.1,) * 60 + (1.0,)), packed, DIMENSIONS)
+    equal = max_sim(QuestionVectors((), words.tobytes(), (0.1,) * 61), packed, DIMENSIONS)
+
+    assert found[1] > equal[1] == pytest.approx(0, abs=0.3)
+
+
 def test_maxsim_without_vectors_is_nought() -> None:
     words = rows("word")
 

@@ -65,7 +65,9 @@ def test_judgements_of_trec_have_four_columns(beir):
 
 
 def test_a_document_of_only_a_title_is_its_title(beir):
-    write_rows(beir / "corpus.jsonl", [{"_id": "d1", "title": "One", "text": ""}, {"_id": "d9", "title": "", "text": ""}])
+    write_rows(
+        beir / "corpus.jsonl", [{"_id": "d1", "title": "One", "text": ""}, {"_id": "d9", "title": "", "text": ""}]
+    )
     write(beir / "qrels.tsv", "q1\td1\t1\n")
 
     assert [(d.external_id, d.text) for d in load_set(beir).documents] == [("d1", "One")]

@@ -158,9 +158,10 @@ def test_a_list_right_under_a_sentence_is_a_list() -> None:
     assert all(chunk.text.startswith("- point") for chunk in split(document(text))[1:])
 
 
-def test_lists_are_cut_between_items() -> None:
-    text = "\n".join(f"- point {number} with some words. And\n  more in a second line" for number in range(60))
-    assert all(chunk.text.startswith("- point") for chunk in split(document(text)))
+@pytest.mark.parametrize("lines", [1, 2, 3, 4])
+def test_lists_are_cut_between_items(lines: int) -> None:
+    item = "- point with some words. And" + "\n  more in a further line" * lines
+    assert all(chunk.text.startswith("- point") for chunk in split(document("\n".join([item] * 60))))
 
 
 def test_code_and_tables_that_fit_are_whole() -> None:
@@ -182,8 +183,8 @@ def test_later_parts_of_a_table_are_searched_with_its_header() -> None:
 
 
 def test_a_heading_is_not_alone_when_its_paragraph_is_cut() -> None:
-    chunks = split(document("# A heading over it\n\n" + "One more sentence of a paragraph. " * 29))
-    assert chunks[0].text.startswith("# A heading over it\n\nOne more")
+    chunks = split(document("# A heading over it that says more\n\n" + "One more sentence of a paragraph. " * 27))
+    assert chunks[0].text.startswith("# A heading over it that says more\n\nOne more")
     assert len(chunks) == 2
 
 

@@ -77,6 +77,13 @@ def test_many_are_not_retired_unasked(gone: int, of: int, expected: bool) -> Non
     assert plan(there, here).is_drastic() is expected
 
 
+def test_thousands_of_files_that_moved_are_paired_at_once() -> None:
+    there = [stored(f"old/{n}.md", f"{LONG}\n\nNumber {n}.") for n in range(3_000)]
+    here = [found(f"new/{n}.md", f"{LONG}\n\nNumber {n}.") for n in range(3_000)]
+    moved = plan(there, here).renamed
+    assert {(one.before[4:], one.after[4:]) for one in moved} == {(f"{n}.md", f"{n}.md") for n in range(3_000)}
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "closed").mkdir()
