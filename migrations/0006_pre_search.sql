@@ -90,6 +90,7 @@ declare
     counts bigint[];
     bounds double precision[];
     exact_ids bigint[];
+    exact_weights double precision[];
     mass double precision;
     base double precision := c.bm25_k1::float8 * (1 - c.bm25_b::float8);
     slope double precision := c.bm25_k1::float8 * c.bm25_b::float8 * c.chunk_count / greatest(c.term_count, 1);
@@ -106,8 +107,11 @@ begin
            array_agg(t.idf * (c.bm25_k1 + 1) * t.max_frequency / (t.max_frequency + base + slope * t.max_frequency))
                filter (where t.id is not null),
            array_agg(t.id) filter (where t.id is not null and t.lexeme = any (exact_terms)),
+           -- An identifier that stands everywhere (COVID-19 in a collection about it) says nothing: it fades out from 1/200 on.
+           array_agg(least(1, (3 + c.chunk_count / 200.0) / greatest(t.document_count, 1)))
+               filter (where t.id is not null and t.lexeme = any (exact_terms)),
            greatest((c.bm25_k1 + 1) * sum(t.idf), 1e-9)
-    into ids, weights, counts, bounds, exact_ids, mass
+    into ids, weights, counts, bounds, exact_ids, exact_weights, mass
     from (select w.lexeme, t.id, t.document_count, t.max_frequency,
                  ln(1 + (c.chunk_count - coalesce(t.document_count, 0) + 0.5)
                         / (coalesce(t.document_count, 0) + 0.5)::float8) as idf
@@ -118,8 +122,10 @@ begin
                       from unnest(c.languages) l, unnest(to_tsvector(l, question)) u, unnest(u.positions) p (position)) v
                 where v.readers >= cardinality(c.languages)
                 union select unnest(exact_terms)) w
-          left join terms t on t.collection_id = c.id and t.term = w.lexeme
-                               and (t.document_count > 0 or known is not null)  -- superseded chunks are not counted
+          left join lateral (select o.id, o.document_count, o.max_frequency from terms o
+                             where o.collection_id = c.id and o.term = w.lexeme
+                               and (o.document_count > 0 or known is not null)  -- superseded chunks are not counted
+                             offset 0) t on true
           order by t.document_count nulls last, w.lexeme
           limit 64) t
     where mode <> 'dense';
@@ -150,7 +156,7 @@ begin
                -- From 0, not from the cosine's minimum of -1: that would make any two texts look alike.
                coalesce(greatest(p.cosine, 0) / nullif(max(greatest(p.cosine, 0)) over (), 0), 0) as cosine_norm,
                case when cardinality(exact_terms) + cardinality(phrases) = 0 then 0
-                    else exact_share(p.chunk_id, exact_ids, cardinality(exact_terms), phrases) end as exact
+                    else exact_share(p.chunk_id, exact_ids, exact_weights, cardinality(exact_terms), phrases) end as exact
         from unnest(pool) p
     )
     select chunk_id, bm25, covered, cosine, bm25_norm, cosine_norm, exact,
@@ -160,11 +166,15 @@ begin
     limit k;
 end $$;
 
--- Share of the typed identifiers and quoted phrases that a chunk holds.
-create function exact_share(chunk bigint, exact_ids bigint[], exact_count integer, phrases text[])
-returns double precision language sql stable as $$
-    select ((select count(*) from postings where term_id = any (exact_ids) and chunk_id = chunk)
-            + (select count(*) from chunks h, unnest(phrases) p where h.id = chunk and strpos(lower(h.text), p) > 0))::float8
+-- Share of the typed identifiers, each weighted, and of the quoted phrases that a chunk holds.
+create function exact_share(
+    chunk bigint, exact_ids bigint[], exact_weights double precision[], exact_count integer, phrases text[]
+) returns double precision language sql stable as $$
+    select (coalesce((select sum(x.weight)
+                      from unnest(exact_ids, exact_weights) x (id, weight)
+                      cross join lateral (select from postings p where p.term_id = x.id and p.chunk_id = chunk offset 0) p), 0)
+            + (select count(*) from chunks h, unnest(phrases) p
+               where h.id = chunk and strpos(lower(replace(h.context || ' ' || h.text, e'\n', ' ')), p) > 0))
            / (exact_count + cardinality(phrases))
 $$;
 
@@ -338,8 +348,7 @@ declare
     width integer := first_width;
     rest double precision;
     bar double precision;    -- the wanted-th best score so far, of the terms that were read
-    matched_count bigint;
-    open_count bigint;
+    best_count integer;
     some_ids bigint[];
     some_scores double precision[];
     some_covers double precision[];
@@ -359,26 +368,22 @@ begin
             ), best as materialized (
                 select m.chunk_id, m.bm25 from matched m order by m.bm25 desc, m.chunk_id limit width
             ), bars as materialized (
-                select min(b.bm25) as bar
+                select min(w.bm25) as bar
                 from (select b.bm25 from best b cross join lateral is_wanted(b.chunk_id, at, filter) h where h.is_wanted
-                      order by b.bm25 desc limit wanted) b
+                      limit wanted) w  -- taken from the front: `best` is in order
                 having count(*) = wanted
-            ), sizes as materialized (
-                select count(*) as all_of_them, count(*) filter (where m.bm25 >= (select bar from bars) - rest) as open from matched m
-            ), kept as (
-                select m.chunk_id, m.bm25, m.covered from matched m order by m.bm25 desc, m.chunk_id
-                limit greatest(width, (select open from sizes))
             )
             select array_agg(m.chunk_id), array_agg(m.bm25), array_agg(m.covered), (select bar from bars),
-                   (select all_of_them from sizes), (select open from sizes)
-            into some_ids, some_scores, some_covers, bar, matched_count, open_count
-            from kept m;
-            exit when bar is not null or matched_count <= width;
+                   (select count(*) from best)
+            into some_ids, some_scores, some_covers, bar, best_count
+            from matched m
+            where m.bm25 >= least((select case when rest < bar then bar - rest end from bars), (select min(b.bm25) from best b));
+            exit when bar is not null or best_count < width;
             width := width * 8;  -- what is not wanted crowds out what is: look deeper
         end loop;
         exit when first = terms
-               or rest < bar and (open_count <= width
-                                  or open_count * (terms - first) * 6 <= (select sum(n) from unnest(counts[first + 1:]) n));
+               or rest < bar and (cardinality(some_ids) <= width
+                                  or cardinality(some_ids) * (terms - first) * 6 <= (select sum(n) from unnest(counts[first + 1:]) n));
         budget := budget * 4;
     end loop;
     select array_agg(s.chunk_id), array_agg(s.bm25), array_agg(s.covered)

@@ -29,14 +29,14 @@ STRANGERS = {("knowledge", "behaviour"), ("behaviour", "knowledge")}
 
 # Each outside library has its doors: modules, or packages with everything below.
 DOORS = {
-    "aiohttp": {"engine", "knowledge.embed", "knowledge.rerank", "knowledge.fetch", "launch.watch"},
+    "aiohttp": {"engine", "knowledge.embed", "knowledge.rerank", "launch.watch"},
     "charset_normalizer": {"knowledge.decode"},
     "click": {"cli"},
-    "docx": {"knowledge.parse"},
+    "docx": {"knowledge.word"},
     "gguf": {"launch.smollm2"},
     "jsonschema_rs": {"contract"},
     "langchain_core": {"langchain", "langchain_store"},
-    "numpy": {"router", "knowledge", "behaviour", "launch.minilm"},
+    "numpy": {"router", "knowledge", "evaluation", "behaviour", "launch.minilm"},
     "onnx": {"launch.minilm"},
     "onnxruntime": {"knowledge.embed", "knowledge.rerank"},
     "orjson": {"engine", "knowledge", "behaviour", "launch", "api"},
@@ -50,7 +50,9 @@ DOORS = {
     "py3langid": {"knowledge.lexical"},
     "pydantic": {"langchain"},
     "sentence_transformers": {"knowledge.rerank"},
-    "pypdf": {"knowledge.parse"},
+    "openpyxl": {"knowledge.sheets"},
+    "pptx": {"knowledge.slides"},
+    "pypdf": {"knowledge.pdf"},
     "rich": {"cli"},
     "safetensors": {"behaviour"},
     "selectolax": {"knowledge.html"},
@@ -60,7 +62,7 @@ DOORS = {
     "transformers": {"behaviour", "launch.smollm2"},
     "uvicorn": {"api"},
     "vllm": {"launch.vllm_server", "launch.lora_cpu"},  # a child process of its own
-    "yaml": {"prompts", "knowledge.load"},
+    "yaml": {"prompts", "knowledge.document"},
 }
 
 # What opens a way from data to code. `format` on a text of others reads attributes of our values.

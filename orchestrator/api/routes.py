@@ -210,6 +210,8 @@ class Api:
     def _for(self, request: Request) -> Service:
         """The service of the request's tenant. Without one there is none: no endpoint can forget to ask for whom."""
         tenant: str = request.scope[TENANT]
+        if tenant == self._service.settings.tenant:
+            return self._service
         if tenant not in self._tenants:
             self._tenants[tenant] = self._service.of(tenant)
         return self._tenants[tenant]

@@ -212,6 +212,8 @@ async def _run_all(run: _Run, source: Iterator[Document | LoadFailure], valid_fr
         if writing:
             await writing
         await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()  # seen: nobody is to be told of it a second time
 
 
 def _batch(source: Iterator[Document | LoadFailure]) -> Iterator[Document | LoadFailure]:

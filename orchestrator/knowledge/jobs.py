@@ -232,7 +232,8 @@ class _Held:
         """Ends this worker's part. Raises LeaseLost."""
         await self._add_letters()
         failpoint("job-ack")
-        await self._update("leave-job", state=state, error=error, wait_s=wait_s, progress=Json(self.progress))
+        values = {"wait_s": wait_s, "progress": Json(self.progress), "is_further": self.is_further}
+        await self._update("leave-job", state=state, error=error, **values)
         failpoint("job-acked")
 
     async def _add_letters(self) -> None:

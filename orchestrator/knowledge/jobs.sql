@@ -52,7 +52,7 @@ update jobs set in_work = %(names)s where id = %(id)s::uuid and leased_by = %(wo
 -- Ends a worker's part. `failed` waits before it is taken again.
 update jobs
 set state = %(state)s, error = %(error)s, run_after = now() + make_interval(secs => %(wait_s)s), progress = %(progress)s,
-    leased_by = null, lease_until = null, in_work = '{}',
+    leased_by = null, lease_until = null, in_work = '{}', stalls = case when %(is_further)s then 0 else stalls end,
     finished_at = case when %(state)s in ('done', 'dead') then now() end
 where id = %(id)s::uuid and leased_by = %(worker)s
 returning id;

@@ -1,8 +1,9 @@
 """What BM25 is computed from: a text's terms, which configuration makes them, and the counts over a collection.
 
 Words become lexemes by PostgreSQL's configuration of the document's language. Runs of a script that is written without
-spaces become overlapping pairs of characters first. Identifiers (``ERR-4012``, ``max_connections``) are kept whole beside
-their words. Invariant: a chunk is counted exactly while a version that counts holds it (``chunks.live`` is not empty).
+spaces become overlapping pairs of characters first. Identifiers (``ERR-4012``, ``max_connections``, ``C++``, ``2.0.1``)
+are kept whole beside their words.
+Invariant: a chunk is counted exactly while a version that counts holds it (``chunks.live`` is not empty).
 """
 
 from __future__ import annotations
@@ -36,7 +37,13 @@ _RUN = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
     "\U00020000-\U0003134f]+"
 )
-_EXACT = re.compile(r"(?<![\w.])\w+(?:[-_./:]+\w+)+|(?<!\w)\w*\d\w*(?!\w)")
+_EXACT = re.compile(
+    r"(?<!\w)[A-Za-z]\w*(?:\+\+|\#)(?!\w)"  # C++ F#
+    r"|(?<![\w.])\.[A-Za-z]\w+"  # .NET
+    r"|(?<![\w.])\w+(?:[-_./:]+\w+)+"  # ERR-4012 max_connections file.py 10.0.0.1
+    r"|(?<!\w)\w*\d\w*(?!\w)"  # A4
+)
+_SEPARATORS = re.compile(r"[-_./:]+")
 _PHRASE = re.compile(r'"([^"\n]{2,200})"|“([^”\n]{2,200})”|„([^“”\n]{2,200})[“”]|«([^»\n]{2,200})»')
 
 
@@ -67,14 +74,26 @@ def phrases(text: str) -> list[str]:
 
 
 def _exact_counts(text: str) -> Counter[str]:
-    """A word of several parts that holds a digit or an underscore, or one that mixes letters and digits."""
-    return Counter("=" + match.group().lower() for match in _EXACT.finditer(text) if _is_exact(match.group()))
+    found = _EXACT.finditer(_RUN.sub(" ", text))  # an identifier ends where Chinese begins
+    return Counter("=" + match.group().lower() for match in found if _is_exact(match.group()))
 
 
 def _is_exact(word: str) -> bool:
-    if len(word) > MAX_EXACT or not any(map(str.isalpha, word)):
+    """Letters with a digit or an underscore, names with a dot inside, numbers of three parts, and what ends in ++ or #.
+
+    Neither a year nor a decimal number nor ``and/or``: they stand in texts about anything.
+    """
+    if len(word) > MAX_EXACT:
         return False
-    return "_" in word or any(map(str.isdigit, word))
+    if word[0] == "." or word[-1] in "+#":
+        return True
+    if not any(map(str.isalpha, word)):
+        return len(_SEPARATORS.split(word)) > 2
+    return (
+        "_" in word
+        or any(map(str.isdigit, word))
+        or (("." in word or "::" in word) and all(len(part) > 1 for part in _SEPARATORS.split(word)))
+    )
 
 
 def detect_language(text: str) -> str | None:

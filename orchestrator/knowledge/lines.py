@@ -22,10 +22,10 @@ def read_lines(stream: BinaryIO, size: int, max_bytes: int) -> Iterator[tuple[in
         yield from ((number, line.encode(), stream.tell()) for number, line in enumerate(text.split("\n"), 1))
         return
     number = 0
-    while line := stream.readline(BLOCK):
+    while block := stream.readline(BLOCK):
         number += 1
-        if len(line) == BLOCK and not line.endswith(b"\n"):
-            line = _long_line(stream, len(line), max_bytes)
+        is_whole = len(block) < BLOCK or block.endswith(b"\n")
+        line = block if is_whole else _long_line(stream, len(block), max_bytes)
         yield number, line if line is not None and len(line) <= max_bytes else None, stream.tell()
 
 

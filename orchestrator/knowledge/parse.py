@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_ROOT = str(Path(__file__).resolve().parents[2])
-if __name__ == "__main__" and _ROOT not in sys.path:  # a checkout that its parent found by the current folder
-    sys.path.insert(0, _ROOT)
+if __name__ == "__main__" and str(Path(__file__).resolve().parents[2]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # its parent found a checkout by the current folder
 
 from orchestrator.errors import LoadError
 from orchestrator.knowledge import frames, sandbox

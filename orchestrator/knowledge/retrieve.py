@@ -15,6 +15,7 @@ from orchestrator.knowledge.sufficiency import sufficiency
 from orchestrator.protocols import Embedder, Reranker, Store
 from orchestrator.types import Citation, Passage, SearchRequest, SearchResult
 
+MAX_LEARNED = 1_000
 LEARNED_FOR_S = 30.0  # how long the learnt weights of a collection are believed
 
 
@@ -100,6 +101,8 @@ class Retriever:
         known = self._learned.get(key)
         if known is None or time.monotonic() - known.read_at > LEARNED_FOR_S:
             dense, second = await self.store.learned(*key)
+            if len(self._learned) >= MAX_LEARNED:  # a caller may name any number of collections that are not there
+                self._learned.clear()
             known = self._learned[key] = _Learned(dense, second, time.monotonic())
         return known
 

@@ -19,6 +19,7 @@ from orchestrator.types import Passage, SearchRequest
 log = logging.getLogger(__name__)
 
 MAX_K = 1_000
+MAX_TEXT = 20_000  # characters that words are taken from; of them the 64 rarest words count
 DEPTH = 50  # candidates of each side, at least
 
 
@@ -95,7 +96,7 @@ async def search_passages(
     """
     if not 1 <= request.k <= MAX_K:
         raise InputError(f"k must be from 1 to {MAX_K}, not {request.k}", param="k")
-    text = request.text.replace("\0", " ").encode("utf-8", "replace").decode()
+    text = request.text[:MAX_TEXT].replace("\0", " ").encode("utf-8", "replace").decode()
     async with database.session() as connection:  # the statement names the tenant itself: one round trip
         cursor = await connection.execute(
             statement("search"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-PLAIN_TYPES = frozenset({"text/plain", "application/pdf"})  # no markup in these: a `#` is a character like any other
+PLAIN_TYPES = frozenset({"text/plain", "application/pdf", "message/rfc822"})  # no markup in these: a `#` is a character like any other
 RST = "text/x-rst"
 
 Kind = Literal["heading", "paragraph", "lines"]
@@ -21,6 +21,8 @@ _UNDERLINE = {"markdown": re.compile(r"(=)=*[ \t]*|(-)--+[ \t]*"), RST: re.compi
 _FENCE = re.compile(r"[ ]{0,3}(`{3,}|~{3,})")
 _ITEM = re.compile(r"[ \t]*(?:[-*+][ \t]|\d{1,9}[.)][ \t]|\||\+[-=])")  # of a list or a table
 _INDENTED = re.compile(r"(?: {4}|\t)")  # code, in Markdown and reStructuredText
+_NOT_FIRST = re.compile(r"\s|[)\]}]|(?:else|elif|except|finally|end|case|default|then|fi|done|esac)\b")  # goes on with a block of code
+_ABOVE = re.compile(r"#|//|/\*|--|;|@")  # a comment or decorator at the margin belongs to what stands under it
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*(?=\s)|[。！？]["'”’」』）]*""")
 _SPACE = re.compile(r"\s+")
 
@@ -39,7 +41,30 @@ class Block:
 
 def read_blocks(text: str, media_type: str) -> Iterator[Block]:
     """All blocks of a text in order; what lies between two of them is blank."""
-    return _Reader(text, media_type).read()
+    is_code = media_type.startswith("text/x-") and media_type != RST
+    return _code_blocks(text) if is_code else _Reader(text, media_type).read()
+
+
+def _code_blocks(text: str) -> Iterator[Block]:
+    """Source code, cut before each line at the margin that begins something: a function stays whole, with its comments."""
+    start, above = 0, -1  # above: where comments and decorators began that stand right over the line
+    for first, last in line_spans(text):
+        head = text[first : min(last, first + _HEAD)]
+        if head and _ABOVE.match(head):
+            above = first if above < 0 else above
+            continue
+        if head.strip() and not _NOT_FIRST.match(head):
+            begin = above if above >= 0 else first
+            yield from _lines_block(text, start, begin)
+            start = begin
+        above = -1
+    yield from _lines_block(text, start, len(text))
+
+
+def _lines_block(text: str, start: int, end: int) -> Iterator[Block]:
+    start, end = trim(text, start, end)
+    if start < end:
+        yield Block(start, end, "lines", ())
 
 
 def line_spans(text: str, start: int = 0) -> Iterator[tuple[int, int]]:

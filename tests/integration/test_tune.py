@@ -237,7 +237,8 @@ def written(tmp_path):
 
 
 def test_the_commands_measure_and_learn(run, written):
-    assert run("ingest", "corpus.jsonl").exit_code == 0
+    ingested = run("ingest", "corpus.jsonl")
+    assert ingested.exit_code == 0, ingested.output
 
     measured = run("eval", "run", "questions.jsonl", "--questions", "20", "--json")
     assert measured.exit_code == 0, measured.output
@@ -258,7 +259,8 @@ def test_the_commands_measure_and_learn(run, written):
 
 
 def test_a_set_without_its_documents_says_so(run, written):
-    assert run("ingest", "corpus.jsonl", "--collection", "other").exit_code == 0
+    ingested = run("ingest", "corpus.jsonl", "--collection", "other")
+    assert ingested.exit_code == 0, ingested.output
 
     result = run("eval", "run", "questions.jsonl")
 

@@ -234,3 +234,42 @@ def test_work_grows_linearly_with_length(unit: str) -> None:
 
 def test_a_blank_text_has_no_chunks() -> None:
     assert split(document(" \n\n\t \n")) == []
+
+
+CODE = '''"""A module."""
+import os
+
+# Says how many days
+# an employee gets.
+@cache
+def days(years):
+    if years > 5:
+        return 30
+
+    return 28
+
+
+class Leave:
+    def ask(self):
+        """Asks, with a # in it."""
+        return [
+            1,
+        ]
+'''
+
+
+def test_code_is_cut_between_functions_with_their_comments() -> None:
+    padded = CODE.replace("return 28", "return 28  # " + "x" * 200).replace("1,\n", "1,  # " + "y" * 200 + "\n")
+    chunks = split(Document("a", "a.py", padded, "a.py", "text/x-python"), limit=400)
+    (function,) = [chunk.text for chunk in chunks if "def days" in chunk.text]
+    (asking,) = [chunk.text for chunk in chunks if "class Leave" in chunk.text]
+    assert "# Says how many days" in function
+    assert "return 28" in function
+    assert asking.startswith("class Leave")
+    assert asking.endswith("]")
+    assert not any(chunk.heading_path for chunk in chunks)
+
+
+def test_a_comment_in_a_mail_is_no_heading() -> None:
+    (chunk,) = split(Document("m", "", "# not a heading\n\nBody of the mail.", "m.eml", "message/rfc822"))
+    assert chunk.heading_path == ()
