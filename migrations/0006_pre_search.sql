@@ -551,12 +551,15 @@ begin
     return own;
 end $$;
 
+create function name_of_index(collection bigint, space text) returns text language sql immutable as
+    $$ select 'vectors_' || collection || '_hnsw_' || left(md5(space), 8) $$;
+
 -- HNSW over one space of a partition, built after its rows: row by row it would take several times as long.
 create function index_partition(collection bigint, space text, dimensions integer) returns void language plpgsql as $$
 declare
     definition text := format(
         'create index if not exists %I on %I using hnsw ((embedding::halfvec(%s)) halfvec_ip_ops) where space = %L',
-        'vectors_' || collection || '_hnsw_' || left(md5(space), 8), 'vectors_' || collection, dimensions, space);
+        name_of_index(collection, space), 'vectors_' || collection, dimensions, space);
 begin
     perform lock_partition(collection);
     perform set_config('maintenance_work_mem', '512MB', true);

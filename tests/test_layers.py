@@ -36,7 +36,7 @@ DOORS = {
     "gguf": {"launch.smollm2"},
     "jsonschema_rs": {"contract"},
     "langchain_core": {"langchain", "langchain_store"},
-    "numpy": {"router", "knowledge", "evaluation", "behaviour", "launch.minilm"},
+    "numpy": {"router", "knowledge", "behaviour", "evaluation", "langchain_store", "launch.minilm"},
     "onnx": {"launch.minilm"},
     "onnxruntime": {"knowledge.embed", "knowledge.rerank"},
     "orjson": {"engine", "knowledge", "behaviour", "launch", "api"},

@@ -176,6 +176,7 @@ async def ingest_documents(
     await _run_all(run, iter(documents), valid_from)
     if run.counts.get("chunks_new", 0) >= ANALYZE_FROM:
         await store.refresh_statistics()
+        await store.settle(collection)
     seconds = time.monotonic() - start
     report = IngestReport(**run.counts, seconds=seconds, failures=tuple(run.failures))
     log.info("ingest into %s: %s, %d failed, %.1f s", target.name, run.counts, report.failed, seconds)

@@ -30,6 +30,8 @@ async def settle(database: Database, collection: str) -> Literal["promoted", "de
             return "promoted" if await promote(database, collection) else None
         if found.partition is not None and found.chunk_count < DEMOTE_BELOW:
             return "demoted" if await demote(database, collection) else None
+        if found.partition is not None and not found.has_index:  # another embedding space serves now
+            await index_space(database, collection, found.embedding_space, found.dimensions)
         if found.partition is None and found.has_table:
             await drop(database, f"vectors_{found.id}")
     except DatabaseError as error:

@@ -2,7 +2,8 @@
 
 -- name: partition-of
 select id, name, embedding_space, dimensions, chunk_count, partition,
-       to_regclass('vectors_' || id) is not null as has_table
+       to_regclass('vectors_' || id) is not null as has_table,
+       to_regclass(name_of_index(id, embedding_space)) is not null as has_index
 from collections
 where tenant_id = current_tenant() and name = %(name)s;
 

@@ -14,6 +14,7 @@ from orchestrator.errors import InputError, OtherSpaceError, UnknownNameError
 from orchestrator.knowledge import timeline
 from orchestrator.knowledge.changes import compare_versions, mark_changes
 from orchestrator.knowledge.erase import Receipt, erase
+from orchestrator.knowledge.partitions import settle
 from orchestrator.knowledge.records import (
     Collection,
     CollectionStats,
@@ -25,22 +26,32 @@ from orchestrator.knowledge.records import (
     VersionText,
     Written,
 )
-from orchestrator.knowledge.search import search_passages
+from orchestrator.knowledge.search import RecallSample, search_passages
 from orchestrator.knowledge.write import Draft, Packed, versions_of, write_versions
 from orchestrator.types import Citation, Passage, SearchRequest
 
 
 class PgStore:
-    """Documents of one tenant. ``space``: the embedder's; a collection of another space is then refused in search."""
+    """Documents of one tenant. ``space``: the embedder's; a collection of another space is then refused in search.
 
-    def __init__(self, database: Database, tenant: str = "default", space: str | None = None) -> None:
+    ``sample``: measures the recall of HNSW by some of the searches.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        tenant: str = "default",
+        space: str | None = None,
+        sample: RecallSample | None = None,
+    ) -> None:
         self._database = database.of(tenant)
         self._tenant = tenant
         self._space = space
+        self._sample = sample
 
     def of(self, tenant: str) -> PgStore:
         """The same store for another tenant."""
-        return PgStore(self._database, tenant, self._space)
+        return PgStore(self._database, tenant, self._space, self._sample)
 
     # collections
 
@@ -92,7 +103,7 @@ class PgStore:
         Raises UnknownNameError for an unknown collection and InputError for a vector of another space.
         """
         try:
-            found = await search_passages(self._database, request, self._space)
+            found = await search_passages(self._database, request, self._space, self._sample)
         except InputError:
             await self._refuse(request)
             raise
@@ -179,6 +190,10 @@ class PgStore:
         """Tells PostgreSQL's planner about many new rows, so that searches are fast at once."""
         async with self._database.ownership() as connection:
             await connection.execute(statement("refresh-statistics"))
+
+    async def settle(self, collection: str) -> None:
+        """Gives the collection the place that its size asks for: with others, or a partition with HNSW of its own."""
+        await settle(self._database, collection)
 
     async def delete(self, collection: str, external_id: str) -> None:
         """Takes a document away for every time; only a search as known before finds it. Raises UnknownNameError."""

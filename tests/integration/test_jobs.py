@@ -234,7 +234,7 @@ async def test_a_job_waits_for_an_embedder_that_is_down(
 async def test_a_job_that_never_gets_further_is_dead_until_it_is_retried(
     jobs: Jobs, store: PgStore, folder: Path, database: Database
 ) -> None:
-    job = await jobs.enqueue_ingest([folder], collection="c")
+    job = await jobs.enqueue_ingest([folder / "a.md"], collection="c")
     embedder = Flaky(1000)
     for _ in range(jobs_module.MAX_STALLS):
         await end_waits(database)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.database import Database
 from orchestrator.errors import DatabaseError
-from orchestrator.knowledge import partitions
+from orchestrator.knowledge import ingest, partitions
 from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.search import RecallSample, search_passages
 from orchestrator.knowledge.store import PgStore
@@ -343,6 +343,32 @@ async def test_size_decides_where_vectors_are(
         await store.erase("c", f"d{number}")
     assert await partitions.settle(database, "c") == "demoted"
     assert len(await everything(store)) == 5
+
+
+async def test_a_large_ingest_ends_with_a_partition(
+    database: Database, store: PgStore, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "PROMOTE_FROM", 20)
+    monkeypatch.setattr(ingest, "ANALYZE_FROM", 20)
+    await ingest_documents(documents(25), store=store, embedder=embedder, collection="c")
+    row = await database.fetch_one("select partition = 'vectors_' || id as is_own from collections")
+    assert row.is_own
+    assert len(await everything(store)) == 25
+
+
+async def test_the_index_of_a_space_that_was_switched_to_is_built(
+    sql: Sql, database: Database, store: PgStore, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ingest_documents(documents(20), store=store, embedder=embedder, collection="c")
+    monkeypatch.setattr(partitions, "DEMOTE_BELOW", 10)
+    await partitions.promote(database, "c")
+    sql.execute("update vectors set space = 'next'")
+    sql.execute("update collections set embedding_space = 'next'")
+    assert len(await everything(store)) == 20  # by comparing all of them
+    await partitions.settle(database, "c")
+    indexes = sql.execute("select from pg_indexes where indexdef like '%hnsw%' and indexdef like '%next%'").fetchall()
+    assert len(indexes) == 1
+    assert len(await everything(store)) == 20
 
 
 async def test_without_the_right_to_change_the_schema_a_collection_stays_exact(
