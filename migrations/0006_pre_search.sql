@@ -409,7 +409,7 @@ create function nearest_by_index(
 declare
     enough integer := greatest(ceil(4 * depth / share), 400);
 begin
-    perform set_config('hnsw.ef_search', least(1000, greatest(200, 2 * depth, 50 / share))::integer::text, true),
+    perform set_config('hnsw.ef_search', least(1000, greatest(400, 2 * depth, 100 / share))::integer::text, true),
             set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.max_scan_tuples', enough::text, true);
     execute format(
         'select array_agg(n.chunk_id), array_agg(n.cosine)
@@ -558,7 +558,8 @@ create function name_of_index(collection bigint, space text) returns text langua
 create function index_partition(collection bigint, space text, dimensions integer) returns void language plpgsql as $$
 declare
     definition text := format(
-        'create index if not exists %I on %I using hnsw ((embedding::halfvec(%s)) halfvec_ip_ops) where space = %L',
+        'create index if not exists %I on %I using hnsw ((embedding::halfvec(%s)) halfvec_ip_ops) with (m = 24, ef_construction = 128)
+         where space = %L',
         name_of_index(collection, space), 'vectors_' || collection, dimensions, space);
 begin
     perform lock_partition(collection);

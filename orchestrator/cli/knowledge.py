@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.app import Orchestrator, open_store
+from orchestrator.cli import maintain
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
 from orchestrator.knowledge.compare import unified
@@ -130,6 +131,10 @@ async def _sync(output: Output, settings: Settings, paths: tuple[Path, ...], opt
 @click.group()
 def documents() -> None:
     """What is indexed."""
+
+
+for _maintenance in (maintain.verify, maintain.erase, maintain.purge, maintain.permit, maintain.receipts):
+    documents.add_command(_maintenance)
 
 
 @documents.command("list")

@@ -43,6 +43,7 @@ _EXACT = re.compile(
     r"|(?<![\w.])\w+(?:[-_./:]+\w+)+"  # ERR-4012 max_connections file.py 10.0.0.1
     r"|(?<!\w)\w*\d\w*(?!\w)"  # A4
 )
+_ORDINAL = re.compile(r"\d+(?:st|nd|rd|th|s)", re.IGNORECASE)  # 5th, 1990s: in texts about anything
 _SEPARATORS = re.compile(r"[-_./:]+")
 _PHRASE = re.compile(r'"([^"\n]{2,200})"|“([^”\n]{2,200})”|„([^“”\n]{2,200})[“”]|«([^»\n]{2,200})»')
 
@@ -81,9 +82,9 @@ def _exact_counts(text: str) -> Counter[str]:
 def _is_exact(word: str) -> bool:
     """Letters with a digit or an underscore, names with a dot inside, numbers of three parts, and what ends in ++ or #.
 
-    Neither a year nor a decimal number nor ``and/or``: they stand in texts about anything.
+    Neither a year, a decimal number, an ordinal nor ``and/or``: they stand in texts about anything.
     """
-    if len(word) > MAX_EXACT:
+    if len(word) > MAX_EXACT or _ORDINAL.fullmatch(word):
         return False
     if word[0] == "." or word[-1] in "+#":
         return True

