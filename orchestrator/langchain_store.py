@@ -1,4 +1,4 @@
-"""LangChain's VectorStore over a collection: documents in and out by id, hybrid search with filters; for ``orchestrator.langchain``."""
+"""LangChain's VectorStore over a collection: documents in and out by id, hybrid search with filters."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ class OrchestratorVectorStore(VectorStore):
         report = await self._orchestrator.ingest_documents(documents, collection=self._collection)
         if report.failures:
             failure = report.failures[0]
-            raise InputError(f"{len(report.failures)} of {len(texts)} texts were not indexed; the first: {failure.reason}")
+            raise InputError(
+                f"{len(report.failures)} of {len(texts)} texts were not indexed; the first: {failure.reason}"
+            )
         return names
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
@@ -162,7 +164,13 @@ class OrchestratorVectorStore(VectorStore):
         return [_scored(passage) for passage in await self._opened.wait(self._search(query, k, **kwargs))]
 
     async def _search(
-        self, query: str, k: int, *, filter: Mapping[str, Any] | None = None, mode: SearchMode | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        mode: SearchMode | None = None,
+        **kwargs: Any,
     ) -> Sequence[Passage]:
         options = {name: value for name, value in kwargs.items() if name in ("as_of", "known_at")}
         try:
@@ -183,7 +191,9 @@ class OrchestratorVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **kwargs: Any
     ) -> list[LangChainDocument]:
         """As ``similarity_search_by_vector``."""
-        return [_scored(passage)[0] for passage in await self._opened.wait(self._near(embedding, k, kwargs.get("filter")))]
+        return [
+            _scored(passage)[0] for passage in await self._opened.wait(self._near(embedding, k, kwargs.get("filter")))
+        ]
 
     async def _near(self, vector: Sequence[float], k: int, where: Mapping[str, Any] | None) -> Sequence[Passage]:
         tenant = self._orchestrator.settings.tenant

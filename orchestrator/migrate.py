@@ -22,7 +22,7 @@ async def migrate(database: Database, path: Path | None = None) -> list[str]:
     """
     wanted = [(file.name, file.read_text("utf-8")) for file in sorted((path or folder("migrations")).glob("*.sql"))]
     async with database.ownership() as connection:
-        table = await (await connection.execute(statement("has-migrations"))).fetchone()
+        table: Row = await (await connection.execute(statement("has-migrations"))).fetchone()
         found = await connection.execute(statement("applied-migrations")) if table.found else None
         known = await found.fetchall() if found else []
     _refuse_edited(known, wanted)

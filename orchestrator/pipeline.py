@@ -185,7 +185,7 @@ class Pipeline:
         passages = found.passages
         contract = self.catalogue.contract(plan.contract or "")
         suffices = found.sufficiency is None or found.sufficiency >= plan.min_sufficiency
-        served = await self._serve(plan) if passages and suffices or not plan.retrieves else None
+        served = await self._serve(plan) if (passages and suffices) or not plan.retrieves else None
         clock.mark("serve")
         composition = await self._compose(query, plan, passages, served) if served else Composition((), ())
         clock.mark("compose")
@@ -220,7 +220,9 @@ class Pipeline:
         )
         yield plan
         # Closed with us: an inner generator that is only dropped would let the model run on until it is collected.
-        async with aclosing(self._generate(run, clock, plan, contract, composition, served, generation, found)) as events:
+        async with aclosing(
+            self._generate(run, clock, plan, contract, composition, served, generation, found)
+        ) as events:
             async for event in events:
                 yield event
 
@@ -291,9 +293,7 @@ class Pipeline:
         clock.mark("plan")
         return plan, vector
 
-    async def _find(
-        self, query: Query, plan: Plan, vector: Sequence[float] | None, clock: Clock
-    ) -> SearchResult:
+    async def _find(self, query: Query, plan: Plan, vector: Sequence[float] | None, clock: Clock) -> SearchResult:
         if not plan.retrieves or vector is None:
             return SearchResult(())
         found = await self.searcher.search(_request(query, plan, vector), excerpts=plan.excerpts)
@@ -302,7 +302,7 @@ class Pipeline:
 
     async def _noted(self, query: Query, plan: Plan, citations: tuple[Citation, ...]) -> tuple[Citation, ...]:
         """An answer about the past says of each citation what has become of it."""
-        if not citations or plan.as_of is None and plan.known_at is None:
+        if not citations or (plan.as_of is None and plan.known_at is None):
             return citations
         return await self.searcher.mark_changes(_request(query, plan, ()), citations)
 

@@ -204,7 +204,9 @@ class Passage:
     valid_to: datetime | None = None
     context: str = ""  # title and headings that were searched with the text
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    tokens: bytes | None = field(default=None, repr=False)  # packed token vectors, when asked for; never leave the process
+    tokens: bytes | None = field(
+        default=None, repr=False
+    )  # packed token vectors, when asked for; never leave the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,9 @@ class Citation:
     title: str = ""
     page: int | None = None
     changed_in: int | None = None  # the version since which its paragraph is no longer so, when asked as of a past time
-    now: str | None = None  # what the paragraph says today; empty when it is gone, None when it stands or was not looked up
+    now: str | None = (
+        None  # what the paragraph says today; empty when it is gone, None when it stands or was not looked up
+    )
 
 
 @dataclass(frozen=True, slots=True)

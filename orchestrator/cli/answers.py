@@ -18,7 +18,9 @@ from orchestrator.types import Answer, Delta, Passage
 
 as_of_option = click.option("--as-of", metavar="DATE", help="Answer as of this date or time (ISO 8601).")
 known_at_option = click.option("--known-at", metavar="TIME", help="As it was known at this date or time (ISO 8601).")
-where_option = click.option("--where", metavar="JSON", help='Filter on metadata: \'{"department": "HR", "year": {"gte": 2020}}\'.')
+where_option = click.option(
+    "--where", metavar="JSON", help='Filter on metadata: \'{"department": "HR", "year": {"gte": 2020}}\'.'
+)
 collection_option = click.option("--collection", metavar="C", help="Collection; the configured one when not given.")
 
 
@@ -64,12 +66,18 @@ async def ask(output: Output, settings: Settings, question: str, stream: bool, e
 @where_option
 @collection_option
 @click.option(
-    "--mode", type=click.Choice(["hybrid", "lexical", "dense"]), default="hybrid", show_default=True, help="Which side finds."
+    "--mode",
+    type=click.Choice(["hybrid", "lexical", "dense"]),
+    default="hybrid",
+    show_default=True,
+    help="Which side finds.",
 )
 @click.option("--excerpts", is_flag=True, help="Only the sentences that bear on TEXT, joined where they stand close.")
 @click.option("--explain", is_flag=True, help="Show the score of every stage.")
 @command
-async def search(output: Output, settings: Settings, text: str, where: str | None, explain: bool, **options: Any) -> None:
+async def search(
+    output: Output, settings: Settings, text: str, where: str | None, explain: bool, **options: Any
+) -> None:
     """Find passages for TEXT without asking a model."""
     async with Orchestrator.open(settings, progress=output.say) as orchestrator:
         found = await orchestrator.search(text, where=read_filter(where), **options)

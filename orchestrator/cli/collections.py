@@ -66,7 +66,9 @@ async def collections_show(output: Output, settings: Settings, collection: str) 
 
 @collections.command("reembed")
 @click.argument("collection")
-@click.option("--eval", "eval_set", type=click.Path(exists=True, path_type=Path), help="Judge the new space on this set.")
+@click.option(
+    "--eval", "eval_set", type=click.Path(exists=True, path_type=Path), help="Judge the new space on this set."
+)
 @command
 async def collections_reembed(output: Output, settings: Settings, collection: str, eval_set: Path | None) -> None:
     """Fill the space of ORCHESTRATOR_NEXT_EMBEDDER beside the one that serves. Stopped, it goes on where it was."""
@@ -78,7 +80,10 @@ async def collections_reembed(output: Output, settings: Settings, collection: st
         target = await store.collection(collection)
         with output.bar("embedding") as update:
             done = await spaces.fill(
-                database.of(settings.tenant), target, embedder, lambda count, total: update(count, total, embedder.space)
+                database.of(settings.tenant),
+                target,
+                embedder,
+                lambda count, total: update(count, total, embedder.space),
             )
         judged = None
         if eval_set:

@@ -38,7 +38,9 @@ async def verify(output: Output, settings: Settings, collection: str | None, men
         else:
             async with open_database(settings) as database:
                 store = PgStore(database, settings.tenant)
-                found = await verify_collection(database.of(settings.tenant), await store.collection(name), progress=progress)
+                found = await verify_collection(
+                    database.of(settings.tenant), await store.collection(name), progress=progress
+                )
     output.emit(found, lambda console: _print(console, found))
     if found.faults:
         raise SystemExit(1)
@@ -80,7 +82,9 @@ async def erase(
         receipt = await erasing.erase(database.of(settings.tenant), target, document_id)
         if not later:
             await erasing.purge(database.of(settings.tenant))
-            receipt = next(r for r in await erasing.receipts(database.of(settings.tenant), target) if r.id == receipt.id)
+            receipt = next(
+                r for r in await erasing.receipts(database.of(settings.tenant), target) if r.id == receipt.id
+            )
     state = "no relation file holds it" if receipt.purged_at else "run `orchestrator documents purge` for the files"
     output.emit(receipt, f"{document_id} is erased ({receipt.chunks} chunks), receipt {receipt.id}; {state}")
 
@@ -102,7 +106,9 @@ async def permit(output: Output, settings: Settings, document_id: str, collectio
     """Let a document of an erased name be ingested again."""
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
-        await erasing.permit(database.of(settings.tenant), await store.collection(collection or settings.collection), document_id)
+        await erasing.permit(
+            database.of(settings.tenant), await store.collection(collection or settings.collection), document_id
+        )
     output.emit({"permitted": document_id}, f"{document_id} may be ingested again")
 
 
@@ -113,7 +119,9 @@ async def receipts(output: Output, settings: Settings, collection: str | None) -
     """List the receipts of what was erased."""
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
-        rows = await erasing.receipts(database.of(settings.tenant), await store.collection(collection or settings.collection))
+        rows = await erasing.receipts(
+            database.of(settings.tenant), await store.collection(collection or settings.collection)
+        )
 
     def table(console: Console) -> None:
         grid = Table("receipt", "document", "erased", "purged", "chunks")

@@ -21,7 +21,7 @@ REMEDIES = {
     "SettingsError": "Mend the variable or the file that the message names.",
     "MissingExtraError": "Run the `pip install` that the message names.",
     "InputError": "Change the input that the message names.",
-    "OtherSpaceError": "Set ORCHESTRATOR_EMBEDDER to the embedder of the collection, or ORCHESTRATOR_NEXT_EMBEDDER while it changes.",
+    "OtherSpaceError": "Set ORCHESTRATOR_EMBEDDER to the embedder of the collection, or ORCHESTRATOR_NEXT_EMBEDDER.",
     "ConflictError": "Take another key, or send the request again as it was.",
     "UnknownNameError": "Take one of the names that the message lists.",
     "TooLargeError": "Send less, or raise the limit that the message names.",

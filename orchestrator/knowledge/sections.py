@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-PLAIN_TYPES = frozenset({"text/plain", "application/pdf", "message/rfc822"})  # no markup in these: a `#` is a character like any other
+PLAIN_TYPES = frozenset(
+    {"text/plain", "application/pdf", "message/rfc822"}
+)  # no markup in these: a `#` is a character like any other
 RST = "text/x-rst"
 
 Kind = Literal["heading", "paragraph", "lines"]
@@ -21,7 +23,9 @@ _UNDERLINE = {"markdown": re.compile(r"(=)=*[ \t]*|(-)--+[ \t]*"), RST: re.compi
 _FENCE = re.compile(r"[ ]{0,3}(`{3,}|~{3,})")
 _ITEM = re.compile(r"[ \t]*(?:[-*+][ \t]|\d{1,9}[.)][ \t]|\||\+[-=])")  # of a list or a table
 _INDENTED = re.compile(r"(?: {4}|\t)")  # code, in Markdown and reStructuredText
-_NOT_FIRST = re.compile(r"\s|[)\]}]|(?:else|elif|except|finally|end|case|default|then|fi|done|esac)\b")  # goes on with a block of code
+_NOT_FIRST = re.compile(
+    r"\s|[)\]}]|(?:else|elif|except|finally|end|case|default|then|fi|done|esac)\b"
+)  # goes on with a block of code
 _ABOVE = re.compile(r"#|//|/\*|--|;|@")  # a comment or decorator at the margin belongs to what stands under it
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*(?=\s)|[。！？]["'”’」』）]*""")
 _SPACE = re.compile(r"\s+")

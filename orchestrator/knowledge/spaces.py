@@ -69,7 +69,7 @@ async def fill(
     embedder: Embedder,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Embeds what the space of ``embedder`` lacks, page by page; gives the number of chunks. Run again after a crash: it goes on."""
+    """Embeds what the space of ``embedder`` lacks, page by page; gives their number. After a crash it goes on."""
     names = {"collection_id": collection.id, "space": embedder.space}
     async with database.transaction() as connection:
         await connection.execute(statement("add-space"), {**names, "dimensions": embedder.dimensions})

@@ -90,7 +90,9 @@ def test_scores_are_relevance(vectorstore: VectorStore) -> None:
 
 
 def test_the_diverse_search_leaves_out_the_double(vectorstore: VectorStore) -> None:
-    vectorstore.add_texts(["thirty days of leave", "thirty days of leave!", "leave is asked for by mail"], ids=["1", "2", "3"])
+    vectorstore.add_texts(
+        ["thirty days of leave", "thirty days of leave!", "leave is asked for by mail"], ids=["1", "2", "3"]
+    )
     found = vectorstore.max_marginal_relevance_search("thirty days of leave", k=2, lambda_mult=0.2)
     assert {document.id for document in found} & {"3"}
 

@@ -121,7 +121,9 @@ def test_a_document_is_changed_back_taken_back_and_ended(run, tmp_path):
 
     shown = run("documents", "diff", "hotel.md").stdout
     assert "-A hotel may cost 120 EUR a night.\n+A hotel may cost 140 EUR a night." in shown
-    (difference,) = json.loads(run("documents", "diff", "hotel.md", "--from", "2", "--to", "1", "--json").stdout)["differences"]
+    (difference,) = json.loads(run("documents", "diff", "hotel.md", "--from", "2", "--to", "1", "--json").stdout)[
+        "differences"
+    ]
     assert (difference["kind"], difference["paragraph_before"]) == ("changed", 1)
 
     assert json.loads(run("documents", "restore", "hotel.md", "--version", "1", "--json").stdout)["version"] == 3

@@ -22,8 +22,12 @@ NAME = "subject-4711"
 
 async def fill(store: PgStore, embedder: HashEmbedder) -> None:
     documents = [
-        Document(NAME, "Letter", f"The first letter names {CANARY} once.", "a", valid_from=datetime(2024, 1, 1, tzinfo=UTC)),
-        Document(NAME, "Letter", f"The second letter: {CANARY} moved.", "a", valid_from=datetime(2025, 1, 1, tzinfo=UTC)),
+        Document(
+            NAME, "Letter", f"The first letter names {CANARY} once.", "a", valid_from=datetime(2024, 1, 1, tzinfo=UTC)
+        ),
+        Document(
+            NAME, "Letter", f"The second letter: {CANARY} moved.", "a", valid_from=datetime(2025, 1, 1, tzinfo=UTC)
+        ),
         Document("other", "Other", "Another letter about the weather.", "b"),
     ]
     report = await ingest_documents(documents, store=store, embedder=embedder, collection="c")
@@ -79,7 +83,8 @@ async def test_a_name_that_it_had_before_is_refused_too(database: Database, stor
     await fill(store, embedder)
     async with database.transaction() as connection:
         await connection.execute(
-            "update documents set external_id = 'new-name', renamed_from = array[external_id] where external_id = %s", (NAME,)
+            "update documents set external_id = 'new-name', renamed_from = array[external_id] where external_id = %s",
+            (NAME,),
         )
     receipt = await erase(database, await store.collection("c"), "new-name")
     report = await ingest_documents([Document(NAME, "", CANARY, "a")], store=store, embedder=embedder, collection="c")

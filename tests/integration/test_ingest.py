@@ -46,7 +46,9 @@ async def put(store: PgStore, embedder: HashEmbedder, *documents: Document) -> I
 
 
 async def find(store: PgStore, text: str, as_of: datetime | None = None) -> list[str]:
-    return [p.text for p in await store.search(SearchRequest(text, (), collection="c", k=10, as_of=as_of, mode="lexical"))]
+    return [
+        p.text for p in await store.search(SearchRequest(text, (), collection="c", k=10, as_of=as_of, mode="lexical"))
+    ]
 
 
 async def assert_counts_are_right(database: Database) -> None:

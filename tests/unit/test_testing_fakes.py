@@ -53,7 +53,9 @@ async def test_the_store_finds_what_shares_words_and_is_valid():
     store = MemoryStore({"default": [passage(3, "parking"), old, new]})
 
     now = await store.search(SearchRequest("leave days", [], collection="default", k=5))
-    before = await store.search(SearchRequest("leave days", [], collection="default", k=1, as_of=datetime(2024, 6, 1, tzinfo=UTC)))
+    before = await store.search(
+        SearchRequest("leave days", [], collection="default", k=1, as_of=datetime(2024, 6, 1, tzinfo=UTC))
+    )
 
     assert [found.chunk_id for found in now] == [2, 3]
     assert [found.chunk_id for found in before] == [1]
