@@ -21,6 +21,7 @@ from orchestrator.knowledge.ingest import ingest as ingest_paths
 from orchestrator.knowledge.records import VersionText
 from orchestrator.knowledge.rerank import open_reranker
 from orchestrator.knowledge.retrieve import Retriever
+from orchestrator.knowledge.search import IndexRecall, RecallSample
 from orchestrator.knowledge.store import PgStore
 from orchestrator.launch import postgres
 from orchestrator.ledger import Ledger
@@ -75,7 +76,9 @@ class Orchestrator:
             embedder = await asyncio.to_thread(open_embedder, settings, progress)
             if hasattr(embedder, "aclose"):
                 stack.push_async_callback(embedder.aclose)
-            store = PgStore(database, tenant=settings.tenant, space=embedder.space)
+            sample = RecallSample(settings.recall_sample)
+            stack.push_async_callback(sample.finish)
+            store = PgStore(database, tenant=settings.tenant, space=embedder.space, sample=sample)
             registry = Registry(database, settings)
             await ensure_shipped(registry, settings)
             ledger = await stack.enter_async_context(Ledger.open(database))
@@ -165,6 +168,10 @@ class Orchestrator:
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector per text."""
         return await self.embedder.embed(texts)
+
+    def index_recall(self) -> IndexRecall | None:
+        """What the HNSW indexes find of the true nearest, measured on a share of this process's searches."""
+        return self.store.recall()
 
     async def document_version(self, document_id: str, number: int) -> VersionText:
         """The text that a citation points into, by document id and version. Raises UnknownNameError."""

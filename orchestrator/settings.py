@@ -77,6 +77,9 @@ class Settings:
     token_timeout_s: float = _setting(30.0, "Longest silence of the engine between two tokens, in seconds.")
     max_question_chars: int = _setting(16_000, "Longest question, in characters.")
     max_document_bytes: int = _setting(32_000_000, "Largest file that ingest reads, in bytes.")
+    recall_sample: float = _setting(
+        0.01, "Share of the searches through an HNSW index that are repeated exactly, to measure the index's recall."
+    )
     allow_urls: bool = _setting(
         False, "Whether `ingest` may fetch http and https URLs: public addresses only, every redirect checked again."
     )

@@ -26,7 +26,7 @@ from orchestrator.knowledge.records import (
     VersionText,
     Written,
 )
-from orchestrator.knowledge.search import RecallSample, search_passages
+from orchestrator.knowledge.search import IndexRecall, RecallSample, search_passages
 from orchestrator.knowledge.write import Draft, Packed, versions_of, write_versions
 from orchestrator.types import Citation, Passage, SearchRequest
 
@@ -115,6 +115,10 @@ class PgStore:
         found = await self.of(request.tenant).collection(request.collection)
         dimensions = found.dimensions if request.mode == "lexical" else len(request.vector)
         _refuse_other_space(found, self._space or found.space, dimensions)
+
+    def recall(self) -> IndexRecall | None:
+        """The recall of HNSW as measured so far; None without a sample."""
+        return self._sample.snapshot() if self._sample else None
 
     async def learned(self, tenant: str, collection: str) -> tuple[float | None, float | None]:
         """Weights of the dense side and of the re-ranker that the collection has learnt; None where it has not."""
