@@ -117,7 +117,8 @@ def test_every_error_is_described_and_drawn_in_the_tree(error: type[errors.Orche
 
 def test_documented_keys_of_a_request_are_those_that_are_accepted() -> None:
     catalogue = load_catalogue(folder("prompts"))
-    values = {"route": "grounded", "collection": "c", "as_of": "2025-03-01", "k": 3}
+    moment = "2025-03-01"
+    values = {"route": "grounded", "collection": "c", "as_of": moment, "known_at": moment, "where": {"a": 1}, "k": 3}
     body = {"model": "orchestrator", "messages": [{"role": "user", "content": "x"}]}
     assert values.keys() == OWN_KEYS.keys()
     parse_chat({**body, "orchestrator": values}, catalogue, "default")

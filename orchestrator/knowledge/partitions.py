@@ -16,6 +16,7 @@ PROMOTE_FROM = 20_000  # chunks
 DEMOTE_BELOW = 10_000  # far enough below that a collection does not go to and fro
 MAX_DIMENSIONS = 4_000  # of an HNSW index on halfvec
 ATTEMPTS = 8  # at a lock that a long search holds
+HELD_BY_OTHERS = ("55P03", "40P01")  # lock timeout, deadlock
 GRACE_S = 10.0  # for searches that began before a demotion
 
 
@@ -98,8 +99,8 @@ async def _step(database: Database, name: str, **values: Any) -> Row:
             async with database.ownership() as connection:
                 await connection.execute(statement("limit-partition-wait"))
                 return await (await connection.execute(statement(name), values)).fetchone()
-        except DatabaseError:
-            if attempt == ATTEMPTS - 1:
+        except DatabaseError as error:
+            if attempt == ATTEMPTS - 1 or getattr(error.__cause__, "sqlstate", None) not in HELD_BY_OTHERS:
                 raise
             await asyncio.sleep(0.1 * 2**attempt)
     raise AssertionError("unreachable")
