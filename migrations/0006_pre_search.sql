@@ -279,8 +279,8 @@ begin
     return pool;
 end $$;
 
--- Candidates of a collection in the shared partition, through the B-tree: the rows of others are not touched. Both sides score every chunk, then the best are asked whether they are
--- wanted.
+-- Candidates of a collection in the shared partition, through the B-tree: the rows of others are not touched. Both sides
+-- score every chunk, then the best are asked whether they are wanted.
 create function pool_of_shared(
     c collections, ids bigint[], weights double precision[], base double precision, slope double precision,
     question_vector halfvec, depth integer, first_width integer, at timestamptz, filter jsonpath, mode text
