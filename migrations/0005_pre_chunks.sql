@@ -7,7 +7,6 @@ alter table collections
     alter column dense_weight drop not null,                   -- null: the default of the code; else learnt from questions
     alter column dense_weight drop default,
     add column languages regconfig[] not null default '{}',    -- those in use: questions are read in each of them
-    add column reranker text,                                  -- null: the default of the code; 'none', 'maxsim', ...
     add column rerank_weight real check (rerank_weight between 0 and 1),
     add column learned jsonb not null default '{}';            -- where the learnt values come from: set, figures, date
 update collections set languages = array[language], dense_weight = nullif(dense_weight, 0.8::real);
@@ -41,4 +40,4 @@ alter table postings set (autovacuum_vacuum_insert_scale_factor = 0.05, autovacu
 alter table terms add column max_frequency integer not null default 2147483647;  -- upper bound, for the bound on a term's score
 
 alter table documents add column renamed_from text[] not null default '{}';      -- external ids that it had before
-create index documents_metadata on documents using gin (metadata jsonb_path_ops);
+-- No GIN on metadata: `@@` is not leakproof, so no plan under row level security may use one.

@@ -38,7 +38,7 @@ DOORS = {
     "langchain_core": {"langchain", "langchain_store"},
     "numpy": {"router", "knowledge", "behaviour", "evaluation", "langchain_store", "launch.minilm"},
     "onnx": {"launch.minilm"},
-    "onnxruntime": {"knowledge.embed", "knowledge.rerank"},
+    "onnxruntime": {"knowledge.embed"},
     "orjson": {"engine", "knowledge", "behaviour", "launch", "api"},
     "peft": {"behaviour"},
     "pgvector": {"knowledge.store"},
@@ -57,7 +57,7 @@ DOORS = {
     "safetensors": {"behaviour"},
     "selectolax": {"knowledge.html"},
     "starlette": {"api"},
-    "tokenizers": {"tokens", "knowledge.embed", "knowledge.rerank", "launch.smollm2"},
+    "tokenizers": {"tokens", "knowledge.embed", "launch.smollm2"},
     "torch": {"behaviour", "launch.smollm2", "launch.lora_cpu"},  # launch: in a child process of its own
     "transformers": {"behaviour", "launch.smollm2"},
     "uvicorn": {"api"},

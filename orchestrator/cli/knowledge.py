@@ -17,6 +17,7 @@ from orchestrator.cli import maintain
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
 from orchestrator.knowledge.compare import unified
+from orchestrator.knowledge.fetch import is_url
 from orchestrator.knowledge.records import Moved
 from orchestrator.knowledge.sync import SyncPlan, SyncReport, sync
 from orchestrator.settings import Settings
@@ -29,8 +30,16 @@ known_at_option = click.option(
 )
 
 
+class _Source(click.Path):
+    """A file, a folder or a URL; whether URLs are fetched is a setting's business."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path that exists, or the URL as it is."""
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=_Source(exists=True, path_type=Path))
 @collection_option
 @click.option("--valid-from", metavar="DATE", help="Since when these versions are true (ISO 8601); front matter wins.")
 @click.option("--id-from", metavar="FIELD", help="Field of JSONL or front matter that holds the document's id.")
@@ -41,7 +50,7 @@ known_at_option = click.option(
 async def ingest(
     output: Output,
     settings: Settings,
-    paths: tuple[Path, ...],
+    paths: tuple[Path | str, ...],
     collection: str | None,
     valid_from: str | None,
     id_from: str | None,
@@ -49,10 +58,13 @@ async def ingest(
     sync_name: str | None,
     yes: bool,
 ) -> None:
-    """Index files and folders: Markdown, text, HTML, PDF, DOCX, JSONL. Safe to stop and run again."""
+    """Index files, folders and (with ORCHESTRATOR_ALLOW_URLS) URLs. Safe to stop and run again."""
     if synced:
         target = collection or settings.collection
-        await _sync(output, settings, paths, _Synced(target, sync_name, _since(valid_from), id_from, yes))
+        folders = tuple(path for path in paths if isinstance(path, Path))
+        if len(folders) < len(paths):
+            raise InputError("--sync takes folders, not URLs")
+        await _sync(output, settings, folders, _Synced(target, sync_name, _since(valid_from), id_from, yes))
         return
     if sync_name or yes:
         raise InputError("--sync-name and --yes belong to --sync")

@@ -69,26 +69,30 @@ def open_next_embedder(settings: Settings, progress: weights.Progress | None = N
     )
 
 
+def open_onnx(folder: Path, threads: int, max_tokens: int, what: str) -> tuple[Any, Any]:
+    """The model and the tokenizer in a folder; ``threads``: 0 takes one per core, at most 4. Raises MissingExtraError."""
+    try:
+        import onnxruntime
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError("embedded", what) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return session, tokenizer
+
+
 class MiniLM:
     """all-MiniLM-L6-v2: mean of the last hidden states over the text's tokens, scaled to unit length."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         """``threads``: for one run; 0 takes one per core, at most 4. Raises MissingExtraError without onnxruntime."""
-        try:
-            import onnxruntime
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtraError("embedded", "The embedded embedder") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._session, self._tokenizer = open_onnx(folder, threads, MAX_TOKENS, "The embedded embedder")
         self._questions: dict[str, QuestionVectors] = {}
         self.space = f"minilm-l6-v2/{weights.digest(weights.MINILM)[:12]}"
         self.dimensions = DIMENSIONS

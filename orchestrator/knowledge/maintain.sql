@@ -180,9 +180,5 @@ where c.collection_id = %(collection_id)s and not exists (select from version_ch
 -- name: chunks-by-id
 select id, context, text from chunks where collection_id = %(collection_id)s and id = any (%(chunk_ids)s) order by id;
 
--- name: insert-vector
-insert into vectors (collection_id, chunk_id, space, embedding)
-values (%(collection_id)s, %(chunk_id)s, %(space)s, %(vector)s::halfvec);
-
 -- name: counted-chunks
 select id from chunks where document_id = %(document_id)s::uuid and not isempty(live);

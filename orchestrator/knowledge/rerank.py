@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -20,6 +19,7 @@ import orjson
 
 from orchestrator.errors import EngineError, EngineUnavailableError, InputError, MissingExtraError, OrchestratorError
 from orchestrator.knowledge import fuse
+from orchestrator.knowledge.embed import open_onnx
 from orchestrator.launch import weights
 from orchestrator.protocols import Embedder, Reranker, TokenEmbedder
 from orchestrator.settings import Settings
@@ -196,22 +196,8 @@ class CrossEncoder:
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         """``folder``: of ``weights.ensure_reranker``. Raises MissingExtraError without onnxruntime."""
-        try:
-            import onnxruntime
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtraError("embedded", "The embedded re-ranker") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._session, self._tokenizer = open_onnx(folder, threads, MAX_PAIR_TOKENS, "The embedded re-ranker")
         self._inputs = {given.name for given in self._session.get_inputs()}
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_PAIR_TOKENS)
 
     async def rerank(self, query: str, passages: Sequence[Passage]) -> list[float]:
         """The probability that each passage answers the question; cancelling stops after this run of 8."""

@@ -17,8 +17,8 @@ from orchestrator.errors import InputError, UnknownNameError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.records import Collection
 from orchestrator.knowledge.search import vector_text
-from orchestrator.knowledge.store import pack_vector
-from orchestrator.protocols import Embedder, TokenEmbedder
+from orchestrator.knowledge.vectors import Vectors
+from orchestrator.protocols import Embedder
 
 PAGE = 256  # chunks of one transaction: what a crash costs
 Question = tuple[str, frozenset[str]]  # a question and the external ids of the documents that answer it
@@ -85,14 +85,15 @@ async def fill(
 
 
 async def _fill_page(database: Database, page: Sequence[Row], embedder: Embedder, names: dict[str, Any]) -> None:
-    texts = [f"{row.context}\n\n{row.text}" if row.context else row.text for row in page]
-    rows: list[tuple[int, bytes, bytes | None]]
-    if isinstance(embedder, TokenEmbedder):
-        found = await embedder.embed_tokens(texts)
-        rows = [(row.id, pack_vector(one.vector), one.packed) for row, one in zip(page, found, strict=True)]
-    else:
-        vectors = await embedder.embed(texts)
-        rows = [(row.id, pack_vector(vector), None) for row, vector in zip(page, vectors, strict=True)]
+    vectors = Vectors(embedder, embedder.dimensions)
+    packed = await vectors.embed(
+        {str(row.id): f"{row.context}\n\n{row.text}" if row.context else row.text for row in page}
+    )
+    if vectors.refused:
+        raise InputError(
+            f"{len(vectors.refused)} chunks cannot be embedded; the first: {next(iter(vectors.refused.values()))}"
+        )
+    rows = [(int(name), one.embedding, one.tokens) for name, one in packed.items()]
     async with database.transaction() as connection:
         await connection.execute(statement("make-incoming"))
         await copy_rows(connection, statement("copy-vectors"), rows, ("int8", "bytea", "bytea"))

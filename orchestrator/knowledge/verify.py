@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.database import Connection, Database, Row, statement
+from orchestrator.database import Connection, Database, Row, copy_rows, statement
 from orchestrator.errors import InputError
 from orchestrator.knowledge.lexical import add_postings, posting_values
 from orchestrator.knowledge.records import Collection
-from orchestrator.knowledge.search import vector_text
+from orchestrator.knowledge.vectors import Vectors
 from orchestrator.protocols import Embedder
 
 PAGE = 500  # chunks whose lexemes are made anew in one statement
@@ -175,10 +175,12 @@ async def _embed(run: _Run, chunk_ids: Sequence[int], embedder: Embedder | None)
     values = {"collection_id": run.collection.id, "space": space, "chunk_ids": list(chunk_ids)}
     await run.connection.execute(statement("remove-vectors"), values)
     rows = await run.all("chunks-by-id", chunk_ids=list(chunk_ids))
-    vectors = await embedder.embed([_indexed(row) for row in rows])
-    for row, vector in zip(rows, vectors, strict=True):
-        values = {"collection_id": run.collection.id, "chunk_id": row.id, "space": space, "vector": vector_text(vector)}
-        await run.connection.execute(statement("insert-vector"), values)
+    vectors = Vectors(embedder, run.collection.dimensions)
+    packed = await vectors.embed({str(row.id): _indexed(row) for row in rows})
+    made = [(int(name), one.embedding, one.tokens) for name, one in packed.items()]
+    await run.connection.execute(statement("make-incoming"))
+    await copy_rows(run.connection, statement("copy-vectors"), made, ("int8", "bytea", "bytea"))
+    await run.connection.execute(statement("move-vectors-of-space"), values)
 
 
 def _indexed(row: Row) -> str:

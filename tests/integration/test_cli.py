@@ -104,12 +104,12 @@ def test_ingest_names_each_bad_line_and_keeps_the_others(run, tmp_path):
 def test_a_document_goes_through_versions_and_is_deleted(run, tmp_path):
     for day, limit in (("2024-01-01", "120"), ("2025-01-01", "140")):
         text = f"---\nid: hotel\nvalid_from: {day}\n---\nA hotel may cost {limit} EUR a night."
-        (tmp_path / f"{day}.md").write_text(text)
-    assert run("ingest", ".").exit_code == 0
+        (tmp_path / "rules").mkdir(exist_ok=True)  # beside the home, whose manifests are JSON and would be read too
+        (tmp_path / "rules" / f"{day}.md").write_text(text)
+    assert run("ingest", "rules").exit_code == 0
 
     def search():
-        found = json.loads(run("search", "hotel limit", "--as-of", "2024-06-01", "--json").stdout)["passages"]
-        return [passage for passage in found if passage["external_id"] == "hotel"]
+        return json.loads(run("search", "hotel limit", "--as-of", "2024-06-01", "--json").stdout)["passages"]
 
     assert [("120" in passage["text"], passage["version"]) for passage in search()] == [(True, 1)]
     assert len(json.loads(run("documents", "history", "hotel", "--json").stdout)["versions"]) == 2
@@ -177,3 +177,11 @@ def test_wrong_use_of_time_says_what_to_do(run, tmp_path, arguments, said):
     assert run("ingest", "page.md").exit_code == 0
     result = run(*arguments)
     assert (result.exit_code, said in result.stderr) == (1, True), result.output
+
+
+def test_a_url_is_not_fetched_unless_it_is_allowed(run):
+    refused = run("ingest", "https://example.org/handbook.html")
+    assert refused.exit_code == 1
+    assert "ORCHESTRATOR_ALLOW_URLS" in refused.stderr
+    synced = run("ingest", "--sync", "https://example.org/handbook.html")
+    assert (synced.exit_code, "--sync takes folders" in synced.stderr) == (1, True)

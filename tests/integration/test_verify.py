@@ -8,7 +8,20 @@ from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.verify import verify
 from orchestrator.testing import HashEmbedder
-from orchestrator.types import Document
+from orchestrator.types import ChunkVectors, Document, QuestionVectors
+
+
+class TokenHashEmbedder(HashEmbedder):
+    """Also gives token vectors."""
+
+    letters_per_piece = (2.8, 3.4)
+
+    async def embed_tokens(self, texts: list[str]) -> list[ChunkVectors]:
+        return [ChunkVectors(vector, b"tokens") for vector in await self.embed(texts)]
+
+    async def embed_question(self, text: str) -> QuestionVectors:
+        return QuestionVectors((await self.embed([text]))[0], b"", ())
+
 
 DAMAGE = {
     "vectors": "delete from vectors where chunk_id = (select min(chunk_id) from vectors)",
@@ -72,3 +85,16 @@ async def test_vectors_are_not_made_by_another_embedder(database: Database, fill
     await break_it(database, DAMAGE["vectors"])
     with pytest.raises(InputError, match="ORCHESTRATOR_EMBEDDER"):
         await verify(database, await filled.collection("c"), mend=True, embedder=HashEmbedder(32))
+
+
+async def test_a_vector_is_mended_with_its_token_vectors(database: Database, store: PgStore) -> None:
+    embedder = TokenHashEmbedder()
+    documents = [Document("leave", "Leave", "Thirty days of leave for everybody.", "a")]
+    await ingest_documents(documents, store=store, embedder=embedder, collection="c")
+    await break_it(database, DAMAGE["vectors"])
+
+    await verify(database, await store.collection("c"), mend=True, embedder=embedder)
+
+    row = await database.fetch_one("select tokens from vectors")
+    assert row is not None
+    assert row.tokens == b"tokens"
