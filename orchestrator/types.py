@@ -181,6 +181,7 @@ class SearchRequest:
     mode: SearchMode = "hybrid"
     dense_weight: float | None = None  # in place of what the collection has learnt
     with_tokens: bool = False
+    space: str | None = None  # that the vector is of; the store's own embedder's when None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,14 @@ class Retriever:
         weights = _mixed(await ranker.weights(request.text), learned)
         count = max(request.k, POOL, CANDIDATES)
         found = await self.store.search(
-            replace(request, vector=vector, k=count, dense_weight=weights.dense, with_tokens=ranker.needs_tokens)
+            replace(
+                request,
+                vector=vector,
+                k=count,
+                dense_weight=weights.dense,
+                with_tokens=ranker.needs_tokens,
+                space=embedder.space,
+            )  # fmt: skip
         )
         if request.mode != "hybrid":
             return SearchResult(tuple(replace(passage, tokens=None) for passage in found[: request.k]))

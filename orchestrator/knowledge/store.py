@@ -103,7 +103,7 @@ class PgStore:
         Raises UnknownNameError for an unknown collection and InputError for a vector of another space.
         """
         try:
-            found = await search_passages(self._database, request, self._space, self._sample)
+            found = await search_passages(self._database, request, request.space or self._space, self._sample)
         except InputError:
             await self._refuse(request)
             raise
@@ -114,7 +114,7 @@ class PgStore:
     async def _refuse(self, request: SearchRequest) -> None:
         found = await self.of(request.tenant).collection(request.collection)
         dimensions = found.dimensions if request.mode == "lexical" else len(request.vector)
-        _refuse_other_space(found, self._space or found.space, dimensions)
+        _refuse_other_space(found, request.space or self._space or found.space, dimensions)
 
     def recall(self) -> IndexRecall | None:
         """The recall of HNSW as measured so far; None without a sample."""

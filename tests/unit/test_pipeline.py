@@ -201,6 +201,20 @@ async def test_a_reply_needs_no_model(text, route):
     assert kinds(pipeline) == ["intent", "outcome"]
 
 
+async def test_passages_that_do_not_suffice_are_refused_without_a_model():
+    pipeline, engine = build()
+    limit = CATALOGUE.route("grounded").min_sufficiency
+    assert limit > 0
+    for sufficiency, refused in ((limit - 0.01, True), (limit, False), (None, False)):
+        searcher = MemoryStore({"default": (LEAVE, PARKING)}, sufficiency)
+        answer = await replace(pipeline, searcher=searcher, ledger=MemoryLedger()).ask(Query(QUESTION))
+
+        assert (answer.flags == ("passages_insufficient",)) is refused
+        assert (answer.text == CATALOGUE.contract("cited_answer").refusal) is refused
+        assert answer.sufficiency == sufficiency
+    assert len(engine.received) == 2
+
+
 async def test_without_passages_the_refusal_needs_no_model():
     pipeline, engine = build(passages=())
 
