@@ -86,7 +86,7 @@ class Retriever:
                 dense_weight=weights.dense,
                 with_tokens=ranker.needs_tokens,
                 space=embedder.space,
-            )  # fmt: skip
+            )
         )
         if request.mode != "hybrid":
             return SearchResult(tuple(replace(passage, tokens=None) for passage in found[: request.k]))
