@@ -30,9 +30,9 @@ from orchestrator.app import open_database
 from orchestrator.knowledge.compare import normalised, paragraphs
 from orchestrator.knowledge.embed import open_embedder
 from orchestrator.knowledge.ingest import ingest, ingest_documents
-from orchestrator.knowledge.load import Loader
 from orchestrator.knowledge.rerank import open_reranker
 from orchestrator.knowledge.retrieve import Retriever
+from orchestrator.knowledge.sources.load import Loader
 from orchestrator.knowledge.split import split
 from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.sync import sync
@@ -209,11 +209,13 @@ def changed_text(releases: Sequence[Release]) -> list[float]:
 
 async def one_release(store: PgStore, embedder: Embedder, home: Path, release: Release) -> dict[str, Any]:
     """The release as an update of the checkout, and beside it as a new index."""
+    from clock import measured  # beside this file, which a test loads by its path
+
     checkout = home / "checkout"
     shutil.rmtree(checkout, ignore_errors=True)
     shutil.copytree(release.folder, checkout)
     say(f"{release.name}: sync")
-    with spent(home) as update:
+    with measured(home) as update:
         synced = await sync(
             checkout,
             store=store,
@@ -223,7 +225,7 @@ async def one_release(store: PgStore, embedder: Embedder, home: Path, release: R
             confirm=lambda plan: True,
         )
     say(f"{release.name}: full re-index")
-    with spent(home) as full:
+    with measured(home) as full:
         anew = await ingest([release.folder], store=store, embedder=embedder, collection=f"full-{release.name}")
     report = synced.ingest
     return {
@@ -235,8 +237,8 @@ async def one_release(store: PgStore, embedder: Embedder, home: Path, release: R
         "chunks": report.chunks_new + report.chunks_shared,
         "chunks_embedded": report.chunks_new,
         "chunks_full": anew.chunks_new,
-        "sync": update,
-        "full": full,
+        "sync": asdict(update),
+        "full": asdict(full),
     }
 
 
@@ -256,30 +258,6 @@ async def commit_to_visible(store: PgStore, embedder: Embedder) -> dict[str, flo
         most = max(most, searches)
     times.sort()
     return {"p50": times[len(times) // 2], "max": times[-1], "updates": UPDATES, "searches": most}
-
-
-@contextmanager
-def spent(home: Path) -> Iterator[dict[str, float]]:
-    """Seconds, and CPU seconds of this process and of PostgreSQL, of a block."""
-    figures: dict[str, float] = {}
-    began, client, server = time.perf_counter(), time.process_time(), server_seconds(home)
-    yield figures
-    figures["seconds"] = time.perf_counter() - began
-    figures["client_cpu_s"] = time.process_time() - client
-    figures["server_cpu_s"] = server_seconds(home) - server
-
-
-def server_seconds(home: Path) -> float:
-    """CPU seconds of all processes of the embedded PostgreSQL."""
-    import psutil
-
-    pid = int(next(home.rglob("postmaster.pid")).read_text().splitlines()[0])
-    postmaster = psutil.Process(pid)
-    total = 0.0
-    for process in [postmaster, *postmaster.children()]:
-        times = process.cpu_times()
-        total += times.user + times.system
-    return total
 
 
 @contextmanager
@@ -323,7 +301,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    sync_cpu, full_cpu = (row[name]["client_cpu_s"] + row[name]["server_cpu_s"] for name in ("sync", "full"))
+    sync_cpu, full_cpu = (row[name]["client_cpu"] + row[name]["server_cpu"] for name in ("sync", "full"))
     share = row["chunks_embedded"] / row["chunks"]
     counts = [str(row[name]) for name in ("release", "documents", "renamed", "retired")]
     embedded = f"{row['chunks_embedded']} ({share:.0%})"

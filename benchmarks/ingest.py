@@ -1,9 +1,9 @@
-"""What ingest costs on top of embedding: ``python benchmarks/ingest.py CORPUS.jsonl [--limit N] [--synthetic N] [--json]``.
+"""What ingest costs on top of embedding: ``python benchmarks/ingest.py CORPUS.jsonl [--limit N] [--synthetic N [--more N]]``.
 
 With a corpus (a line: {"id", "title", "text"}): the embedded MiniLM embeds all chunks alone, then the same corpus is
 ingested; the ratio of the two says what reading, splitting, storing and indexing cost. ``--synthetic N``: N chunks with
-vectors that cost nothing, so that only our own part and PostgreSQL's are left; memory is sampled on the way. CPU seconds
-hold on a busy machine, wall seconds do not.
+vectors that cost nothing, so that only our own part and PostgreSQL's are left; memory is sampled on the way. ``--more N``:
+N further ones after that, when the collection has its index. CPU seconds hold on a busy machine, wall seconds do not.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import os
 import platform
 import random
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice, product
 from pathlib import Path
@@ -27,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+from clock import Spent, measured
 
 from orchestrator.database import Database
 from orchestrator.knowledge.embed import open_embedder
 from orchestrator.knowledge.ingest import IngestEvent, ingest_documents
-from orchestrator.knowledge.load import Loader
+from orchestrator.knowledge.sources.load import Loader
 from orchestrator.knowledge.split import split
+from orchestrator.knowledge.spread import open_indexer
 from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.vectors import EMBED_TEXTS
 from orchestrator.launch import postgres
@@ -46,12 +46,9 @@ SENTENCE = 120  # words of a synthetic document: one chunk
 
 
 @dataclass
-class Spent:
-    """Seconds of one run. ``server_cpu``: of PostgreSQL and its children."""
+class Load(Spent):
+    """What a run cost. ``rss_mb``: memory of this process on the way."""
 
-    wall: float = 0.0
-    client_cpu: float = 0.0
-    server_cpu: float = 0.0
     chunks: int = 0
     rss_mb: list[int] = field(default_factory=list)
 
@@ -73,67 +70,49 @@ class FreeEmbedder:
         return [self._rows[(self._next + place) % len(self._rows)] for place in range(len(texts))]
 
 
-def synthetic(count: int) -> Iterator[Document]:
-    """Documents of one chunk each."""
-    chance = random.Random(0)
+def synthetic(count: int, first: int = 0) -> Iterator[Document]:
+    """Documents of one chunk each, numbered from ``first``."""
+    chance = random.Random(first)
     weights = [1 / (rank + 10) for rank in range(WORDS)]
     names = ["".join(letters) for letters in islice(product(ascii_lowercase, repeat=4), WORDS)]
     chance.shuffle(names)
     cumulative = list(np.cumsum(weights))
-    for number in range(count):
+    for number in range(first, first + count):
         words = chance.choices(names, cum_weights=cumulative, k=SENTENCE)
         yield Document(f"s{number}", f"Title {number}", " ".join(words), "synthetic")
 
 
-async def embed_alone(embedder: Embedder, documents: Sequence[Document]) -> Spent:
+async def embed_alone(embedder: Embedder, documents: Sequence[Document]) -> Load:
     """Embeds the chunks in calls as large as those of an ingest."""
     texts = [chunk.indexed for document in documents for chunk in split(document)]
-    spent = Spent(chunks=len(texts))
-    began, cpu = time.perf_counter(), time.process_time()
-    for first in range(0, len(texts), EMBED_TEXTS):
-        part = texts[first : first + EMBED_TEXTS]
-        await (embedder.embed_tokens(part) if isinstance(embedder, TokenEmbedder) else embedder.embed(part))
-    spent.wall, spent.client_cpu = time.perf_counter() - began, time.process_time() - cpu
-    return spent
+    with measured() as spent:
+        for first in range(0, len(texts), EMBED_TEXTS):
+            part = texts[first : first + EMBED_TEXTS]
+            await (embedder.embed_tokens(part) if isinstance(embedder, TokenEmbedder) else embedder.embed(part))
+    return Load(**asdict(spent), chunks=len(texts))
 
 
-async def ingest_all(url: str, home: Path, embedder: Embedder, documents: Iterable[Document], name: str) -> Spent:
-    """Ingests into a new collection."""
-    spent = Spent()
+async def ingest_all(url: str, home: Path, embedder: Embedder, documents: Iterable[Document], name: str) -> Load:
+    """Ingests into a collection."""
+    load = Load()
     process = psutil.Process()
 
     def see(event: IngestEvent) -> None:
         if event.status != "added":
             return
-        if spent.chunks // 10_000 != (spent.chunks + event.chunks) // 10_000 or not spent.chunks:
-            spent.rss_mb.append(process.memory_info().rss >> 20)
-        spent.chunks += event.chunks
+        if load.chunks // 10_000 != (load.chunks + event.chunks) // 10_000 or not load.chunks:
+            load.rss_mb.append(process.memory_info().rss >> 20)
+        load.chunks += event.chunks
 
     async with Database.open(url, 4) as database:
         store = PgStore(database)
-        server = server_cpu(home)
-        began, cpu = time.perf_counter(), time.process_time()
-        report = await ingest_documents(documents, store=store, embedder=embedder, collection=name, progress=see)
+        with measured(home) as spent:
+            report = await ingest_documents(documents, store=store, embedder=embedder, collection=name, progress=see)
         assert not report.failures, report.failures[:3]
-        spent.wall, spent.client_cpu = time.perf_counter() - began, time.process_time() - cpu
-        spent.server_cpu = server_cpu(home) - server
-    spent.rss_mb.append(process.memory_info().rss >> 20)
-    return spent
+    return replace(load, **asdict(spent), rss_mb=[*load.rss_mb, process.memory_info().rss >> 20])
 
 
-def server_cpu(home: Path) -> float:
-    """CPU seconds of the server and of what it started; a backend that has ended counts as the postmaster's child."""
-    pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n")[0])
-    postmaster = psutil.Process(pid)
-    times = postmaster.cpu_times()
-    total = times.user + times.system + times.children_user + times.children_system
-    for child in postmaster.children(recursive=True):
-        own = child.cpu_times()
-        total += own.user + own.system
-    return float(total)
-
-
-async def main(corpus: Path | None, limit: int, count: int, as_json: bool) -> None:
+async def main(corpus: Path | None, limit: int, count: int, more: int, workers: int, as_json: bool) -> None:
     """Prints what was asked for."""
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="orch-bench-", ignore_cleanup_errors=True) as folder:
@@ -144,19 +123,21 @@ async def main(corpus: Path | None, limit: int, count: int, as_json: bool) -> No
                 await migrate(database)
             if corpus:
                 documents = [item for item in Loader([corpus]) if isinstance(item, Document)][:limit]
-                embedder: Any = open_embedder(Settings.from_env(), print)
-                async with aclosing(embedder):
-                    await embedder.embed(["warm"] * 8)
+                settings = Settings.from_env()
+                async with open_indexer(settings, open_embedder(settings, print), workers) as embedder:
+                    await embedder.embed(["warm"] * 64)
                     rows["embedding"] = await embed_alone(embedder, documents)
                     rows["ingest"] = await ingest_all(url, home, embedder, documents, "corpus")
             if count:
                 rows["synthetic"] = await ingest_all(url, home, FreeEmbedder(), synthetic(count), "synthetic")
+            if more:
+                rows["more"] = await ingest_all(url, home, FreeEmbedder(), synthetic(more, count), "synthetic")
         finally:
             postgres.stop(home)
     _print(rows, as_json)
 
 
-def _print(rows: dict[str, Spent], as_json: bool) -> None:
+def _print(rows: dict[str, Load], as_json: bool) -> None:
     machine = {"processor": _processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
     if as_json:
         print(json.dumps({"machine": machine, "rows": {name: asdict(row) for name, row in rows.items()}}))
@@ -186,6 +167,10 @@ if __name__ == "__main__":
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--limit", type=int, default=1_000_000, help="documents of the corpus")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="chunks with vectors that cost nothing")
+    parser.add_argument("--more", type=int, default=0, metavar="N", help="as many again, with the index in place")
+    parser.add_argument("--workers", type=int, default=1, help="processes that embed the corpus")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.corpus, arguments.limit, arguments.synthetic, arguments.json))
+    asyncio.run(
+        main(arguments.corpus, arguments.limit, arguments.synthetic, arguments.more, arguments.workers, arguments.json)
+    )

@@ -437,6 +437,17 @@ class Spent:
     server: list[float] = field(default_factory=list)
 
 
+async def spend(spent: Spent, backend: int | None, call: Callable[[], Awaitable[Any]]) -> Any:
+    """What the call gives; what it took is noted. ``backend``: the process that serves it, when it can be seen."""
+    server = process_seconds(backend) if backend else 0.0
+    began, client = time.perf_counter(), time.process_time()
+    found = await call()
+    spent.client.append((time.process_time() - client) * 1000)
+    spent.wall.append((time.perf_counter() - began) * 1000)
+    spent.server.append((process_seconds(backend) - server) * 1000 if backend else 0.0)
+    return found
+
+
 async def cost(world: World, searches: Mapping[str, Search], timed: Sequence[Asked]) -> dict[str, Any]:
     """CPU and latency of one search with its vector at hand, every way in turn so that a busy machine hits all alike."""
     async with await bare_connection(world) as bare:
@@ -453,12 +464,8 @@ async def cost(world: World, searches: Mapping[str, Search], timed: Sequence[Ask
         spent = {name: Spent() for name in calls}
         for asked in timed:
             for name, (backend, call) in calls.items():
-                server = process_seconds(backend) if world.is_local else 0.0
-                began, client = time.perf_counter(), time.process_time()
-                await call(asked)
-                spent[name].client.append((time.process_time() - client) * 1000)
-                spent[name].wall.append((time.perf_counter() - began) * 1000)
-                spent[name].server.append((process_seconds(backend) - server) * 1000 if world.is_local else 0.0)
+                seen = backend if world.is_local else None
+                await spend(spent[name], seen, lambda call=call, asked=asked: call(asked))
     rows = {name: summary(each, world.is_local) for name, each in spent.items()}
     for row in rows.values():
         row["ratio_to_select_1"] = row["cpu_ms"] / rows[SELECT_1]["cpu_ms"]
@@ -502,22 +509,49 @@ async def backend_of(world: World) -> int:
         return connection.info.backend_pid
 
 
+class WatchedStore:
+    """The store, which notes what each search takes."""
+
+    def __init__(self, store: PgStore, backend: int | None) -> None:
+        self._store, self._backend = store, backend
+        self.spent = Spent()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def search(self, request: SearchRequest) -> Sequence[Passage]:
+        """As the store's."""
+        return await spend(self.spent, self._backend, lambda: self._store.search(request))  # type: ignore[no-any-return]
+
+
 async def end_to_end(world: World, timed: Sequence[Asked]) -> dict[str, Any]:
-    """From the question's text to passages as configured, one at a time."""
-    embedded, cpu, wall = [], [], []
-    for asked in timed:
+    """From the question's text to passages as configured, one at a time, and each stage of it."""
+    backend = await backend_of(world) if world.is_local else None
+    watched = WatchedStore(world.store, backend)
+    retriever = replace(world.retriever, store=watched)
+    whole, embedding = Spent(), Spent()
+
+    async def ask(asked: Asked) -> None:
         text = asked.question.text + " "  # reads alike, and no memory knows it
-        began, spent = time.perf_counter(), time.process_time()
-        [vector] = await world.embedder.embed([text])
-        embedded.append((time.perf_counter() - began) * 1000)
-        cpu.append((time.process_time() - spent) * 1000)
-        await world.retriever.search(request_for(world, Asked(replace(asked.question, text=text), vector), 10))
-        wall.append((time.perf_counter() - began) * 1000)
+        [vector] = await spend(embedding, backend, lambda: world.embedder.embed([text]))
+        again = Asked(replace(asked.question, text=text), vector)
+        await retriever.search(request_for(world, again, 10))
+
+    for asked in timed:
+        await spend(whole, backend, lambda asked=asked: ask(asked))
+    parts = {"embedding": embedding, "search": watched.spent}
+    rest = Spent(*(rest_of(whole, parts.values(), name) for name in ("wall", "client", "server")))
+    stages = {**parts, "re-ranking": rest}
     return {
-        **percentiles(wall),
-        "embedding_p50_ms": statistics.median(embedded),
-        "embedding_cpu_ms": statistics.mean(cpu),
+        **summary(whole, world.is_local),
+        "stages": {name: summary(spent, world.is_local) for name, spent in stages.items()},
     }
+
+
+def rest_of(whole: Spent, parts: Iterable[Spent], name: str) -> list[float]:
+    """What the parts leave of each call."""
+    columns = zip(*(getattr(part, name) for part in parts), strict=True)
+    return [each - sum(taken) for each, taken in zip(getattr(whole, name), columns, strict=True)]
 
 
 async def throughput(world: World, timed: Sequence[Asked]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def report(result: dict[str, Any]) -> str:
             for row in result["comparisons"]
         ),
         cost_table(result),
-        end_line(result["end_to_end"]),
+        end_table(result["end_to_end"]),
         table(
             [f"{result['at_once']} at once", "searches/s", "of `SELECT 1`", "of the dense query"],
             [
@@ -72,12 +72,16 @@ def cost_table(result: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def end_line(end: dict[str, Any]) -> str:
-    """End to end in one line."""
-    return (
-        f"From text to passages, as configured: p50 {end['p50_ms']:.1f} ms, p95 {end['p95_ms']:.1f} ms; of it the embedding "
-        f"{end['embedding_p50_ms']:.1f} ms ({end['embedding_cpu_ms']:.1f} ms of CPU)."
-    )
+def end_table(end: dict[str, Any]) -> str:
+    """End to end, and its stages."""
+    return table(
+        ["from text to passages, as configured", "p50 ms", "p95 ms", "client CPU ms", "server CPU ms"],
+        [
+            [name, f"{row['p50_ms']:.1f}", f"{row['p95_ms']:.1f}", f"{row['client_cpu_ms']:.2f}",
+             "–" if row["server_cpu_ms"] is None else f"{row['server_cpu_ms']:.2f}"]
+            for name, row in {**end["stages"], "all": end}.items()
+        ],
+    )  # fmt: skip
 
 
 def ingest_line(row: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ begin
         if filter is not null then
             select a.allowed, a.share into allowed, share from allowed_chunks(c, filter, at) a;
         end if;
-        width := depth * 1.5 / greatest(share, 0.01);
+        width := case when filter is null then depth else depth * 1.5 / greatest(share, 0.01) end;
         pool := case when filter is not null and allowed is not null
                      then pool_of_allowed(c, allowed, ids, weights, counts, base, slope, question_vector, depth, mode)
                      when c.partition is null
@@ -290,6 +290,7 @@ declare
     pool found_chunk[];
     is_short boolean;
     width integer := first_width;
+    needed integer := depth / 2;  -- at least k: the few that are not wanted are no reason to look again
 begin
     loop
         with matched as materialized (
@@ -313,8 +314,8 @@ begin
         )
         select array_agg((d.chunk_id, coalesce(m.bm25, 0), coalesce(m.covered, 0),
                           coalesce(n.cosine, x.cosine), 0, 0, 0, 0)::found_chunk),
-               (select count(*) = width and count(*) filter (where is_wanted) < depth from lexical)
-               or (select count(*) = width and count(*) filter (where is_wanted) < depth from dense)
+               (select count(*) = width and count(*) filter (where is_wanted) < needed from lexical)
+               or (select count(*) = width and count(*) filter (where is_wanted) < needed from dense)
         into pool, is_short
         from candidates d
         left join matched m using (chunk_id)
@@ -322,8 +323,8 @@ begin
         left join lateral (
             select -(e.embedding <#> question_vector) as cosine
             from vectors_shared e
-            where e.collection_id = c.id and e.space = c.embedding_space and e.chunk_id = d.chunk_id
-              and n.chunk_id is null and mode <> 'lexical'
+            where e.collection_id = c.id and e.space = c.embedding_space
+              and e.chunk_id = case when n.chunk_id is null and mode <> 'lexical' then d.chunk_id end  -- null: no look-up
         ) x on true;
         exit when not is_short;
         width := width * 8;  -- what is not wanted crowds out what is: look deeper
@@ -571,6 +572,13 @@ begin
         perform set_config('max_parallel_maintenance_workers', '0', true);
         execute definition;
     end;
+end $$;
+
+-- Before many rows come. Until it is built again every vector is compared.
+create function unindex_partition(collection bigint, space text) returns void language plpgsql as $$
+begin
+    perform lock_partition(collection);
+    execute format('drop index if exists %I', name_of_index(collection, space));
 end $$;
 
 -- The switch: takes over what changed since the copy, moves the rows and names the table, in one transaction.

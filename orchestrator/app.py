@@ -15,13 +15,14 @@ from orchestrator.behaviour.registry import Registry, ensure_shipped
 from orchestrator.database import Database
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
 from orchestrator.knowledge.embed import open_embedder, open_next_embedder
-from orchestrator.knowledge.fetch import Fetcher
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
 from orchestrator.knowledge.ingest import ingest as ingest_paths
 from orchestrator.knowledge.records import VersionText
 from orchestrator.knowledge.rerank import open_reranker
 from orchestrator.knowledge.retrieve import Retriever
 from orchestrator.knowledge.search import IndexRecall, RecallSample
+from orchestrator.knowledge.sources.fetch import Fetcher
+from orchestrator.knowledge.spread import open_indexer
 from orchestrator.knowledge.store import PgStore
 from orchestrator.launch import postgres
 from orchestrator.ledger import Ledger
@@ -133,19 +134,21 @@ class Orchestrator:
         valid_from: Moment = None,
         id_from: str | None = None,
         progress: Callable[[IngestEvent], None] | None = None,
+        workers: int = 1,
     ) -> IngestReport:
-        """Indexes files and folders; a second run does only what is new."""
-        return await ingest_paths(
-            paths,
-            store=self.store,
-            embedder=self.embedder,
-            collection=collection or self.settings.collection,
-            valid_from=_moment(valid_from, start_of),
-            id_from=id_from,
-            progress=progress,
-            max_bytes=self.settings.max_document_bytes,
-            fetch=Fetcher(self.settings.max_document_bytes) if self.settings.allow_urls else None,
-        )
+        """Indexes files and folders; a second run does only what is new. ``workers``: processes that embed."""
+        async with open_indexer(self.settings, self.embedder, workers) as embedder:
+            return await ingest_paths(
+                paths,
+                store=self.store,
+                embedder=embedder,
+                collection=collection or self.settings.collection,
+                valid_from=_moment(valid_from, start_of),
+                id_from=id_from,
+                progress=progress,
+                max_bytes=self.settings.max_document_bytes,
+                fetch=Fetcher(self.settings.max_document_bytes) if self.settings.allow_urls else None,
+            )
 
     async def ingest_documents(
         self,
@@ -154,16 +157,18 @@ class Orchestrator:
         collection: str | None = None,
         valid_from: Moment = None,
         progress: Callable[[IngestEvent], None] | None = None,
+        workers: int = 1,
     ) -> IngestReport:
         """Indexes documents that the caller has made, such as ``langchain.documents_from_langchain(loader.load())``."""
-        return await ingest_documents(
-            documents,
-            store=self.store,
-            embedder=self.embedder,
-            collection=collection or self.settings.collection,
-            valid_from=_moment(valid_from, start_of),
-            progress=progress,
-        )
+        async with open_indexer(self.settings, self.embedder, workers) as embedder:
+            return await ingest_documents(
+                documents,
+                store=self.store,
+                embedder=embedder,
+                collection=collection or self.settings.collection,
+                valid_from=_moment(valid_from, start_of),
+                progress=progress,
+            )
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector per text."""

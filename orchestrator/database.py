@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import select
+import time
 from collections import namedtuple
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg_pool
@@ -24,7 +28,7 @@ log = logging.getLogger(__name__)
 Row = Any  # a named tuple with the columns of its statement
 Connection = psycopg.AsyncConnection[Row]
 
-__all__ = ["Connection", "Database", "Json", "Row", "copy_rows", "statement"]
+__all__ = ["Binary", "Connection", "Database", "Json", "Row", "copy_rows", "statement"]
 
 SQL_FILES = (
     "queries.sql",
@@ -40,6 +44,8 @@ SQL_FILES = (
     "behaviour/queries.sql",
 )
 
+ASK_EVERY_S = 1.0  # a connection in steady use is asked this often whether its server lives
+
 _NEXT_STEP = (
     "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` looks for the cause."
 )
@@ -48,6 +54,21 @@ _RIGHTS = (
     "be bound by its policies; `orchestrator doctor` says which of the two is missing."
 )
 _NAME = re.compile(r"^-- name: ([\w-]+)[ \t]*$", re.MULTILINE)
+
+
+class Binary(bytes):
+    """A value in the binary form of the type that its statement casts it to."""
+
+
+class _BinaryDumper(psycopg.adapt.Dumper):
+    format = psycopg.pq.Format.BINARY
+
+    def dump(self, obj: Binary) -> Binary:
+        return obj
+
+
+class _BrokenConnection(psycopg.OperationalError):
+    """The server ended, or the way to it."""
 
 
 def statement(name: str) -> str:
@@ -108,7 +129,7 @@ class Database:
             timeout=30,
             kwargs={"autocommit": True, "row_factory": _named_rows, "application_name": "orchestrator"},
             configure=_configure,
-            check=psycopg_pool.AsyncConnectionPool.check_connection,  # replaces dead ones after a restart of PostgreSQL
+            check=_Liveness().check,  # replaces dead ones after a restart of PostgreSQL
         )
         with _mapped(url):
             await pool.open()
@@ -169,8 +190,37 @@ class Database:
     async def session(self) -> AsyncIterator[Connection]:
         """One connection on which each statement is a transaction of its own; errors as in ``transaction``."""
         with _mapped(self._url):
-            async with self._pool.connection() as connection:
+            async with self._lent() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[Connection]:
+        connection = await self._pool.getconn()  # the pool's own context manager would also commit
+        try:
+            yield connection
+        finally:
+            await self._pool.putconn(connection)
+
+    async def read(self, query: str, /, **values: Any) -> list[Row]:
+        """All rows of one statement that changes nothing and names its tenant itself; they come in binary form.
+
+        It is repeated once when its connection broke. Errors as in ``transaction``.
+        """
+        with _mapped(self._url):
+            try:
+                return await self._rows(query, values)
+            except _BrokenConnection as error:
+                log.warning("a connection broke under a statement that is now repeated: %s", _said(error, self._url))
+                return await self._rows(query, values)
+
+    async def _rows(self, query: str, values: dict[str, Any]) -> list[Row]:
+        async with self._lent() as connection:
+            try:
+                return await (await connection.execute(query, values, binary=True)).fetchall()
+            except psycopg.OperationalError as error:
+                if not connection.closed:
+                    raise
+                raise _BrokenConnection(*error.args) from error
 
     async def fetch(self, query: str, /, **values: Any) -> list[Row]:
         """All rows of one statement in a transaction of its own."""
@@ -199,16 +249,45 @@ async def copy_rows(
 
 def _named_rows(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Row]:
     # psycopg's own namedtuple_row refuses columns without a name or with the same name; here they become _0, _1...
-    make: Callable[[Sequence[Any]], Row] = _row_class(tuple(column.name for column in cursor.description or ()))._make
+    result = cursor.pgresult
+    names = [result.fname(column) for column in range(result.nfields)] if result else []
+    make: Callable[[Sequence[Any]], Row] = _row_class(tuple(names))._make
     return make
 
 
 @lru_cache(maxsize=512)
-def _row_class(names: tuple[str, ...]) -> Any:
-    return namedtuple("Row", names, rename=True)
+def _row_class(names: tuple[bytes | None, ...]) -> Any:
+    return namedtuple("Row", [(name or b"").decode() for name in names], rename=True)
+
+
+class _Liveness:
+    """Tells a dead connection before it is lent, mostly without asking the server.
+
+    A server that ends closes its sockets, so something is there to read on an idle connection. What a network swallowed
+    shows by a round trip: one for each connection and ``ASK_EVERY_S``.
+    """
+
+    def __init__(self) -> None:
+        self._asked: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
+
+    async def check(self, connection: Connection) -> None:
+        """Raises when the connection is dead."""
+        now = time.monotonic()
+        if now - self._asked.get(connection, -math.inf) > ASK_EVERY_S or _has_news(connection):
+            await psycopg_pool.AsyncConnectionPool.check_connection(connection)
+            self._asked[connection] = now
+
+
+def _has_news(connection: Connection) -> bool:
+    if not hasattr(select, "poll"):  # Windows: asked each time
+        return True
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 async def _configure(connection: Connection) -> None:
+    connection.adapters.register_dumper(Binary, _BinaryDumper)
     # JIT costs more than any of our statements; times come back in UTC whatever the server's zone is.
     await connection.execute("select set_config('jit', 'off', false), set_config('TimeZone', 'UTC', false)")
     await connection.execute(statement("take-role"))

@@ -38,9 +38,9 @@ except ImportError as error:
     raise MissingExtraError("langchain", "orchestrator.langchain") from error
 
 from orchestrator.api.schema import own_fields, resolve_model
-from orchestrator.knowledge.document import make_document
-from orchestrator.knowledge.frames import paged
-from orchestrator.knowledge.load import LoadFailure
+from orchestrator.knowledge.sources.document import make_document
+from orchestrator.knowledge.sources.frames import paged
+from orchestrator.knowledge.sources.load import LoadFailure
 from orchestrator.langchain_store import OrchestratorEmbeddings, OrchestratorVectorStore
 
 __all__ = [

@@ -12,7 +12,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from orchestrator.errors import InputError, UnknownNameError
-from orchestrator.knowledge.document import clean_metadata, parse_valid_from
+from orchestrator.knowledge.sources.document import clean_metadata, parse_valid_from
 from orchestrator.types import Document, Passage, SearchMode, SearchRequest
 
 SOURCE = "langchain"

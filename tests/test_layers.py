@@ -26,13 +26,15 @@ LAYERS = [
 ]
 FREE = {"testing", "__main__"}  # fakes stand in for modules of any layer, __main__ only starts the command line
 STRANGERS = {("knowledge", "behaviour"), ("behaviour", "knowledge")}
+# A package in a package that knows nothing of its neighbours: what reads foreign files stands below the rest of its layer.
+LOWEST = {"knowledge.sources"}
 
 # Each outside library has its doors: modules, or packages with everything below.
 DOORS = {
     "aiohttp": {"engine", "knowledge.embed", "knowledge.rerank", "launch.watch"},
-    "charset_normalizer": {"knowledge.decode"},
+    "charset_normalizer": {"knowledge.sources.decode"},
     "click": {"cli"},
-    "docx": {"knowledge.word"},
+    "docx": {"knowledge.sources.word"},
     "gguf": {"launch.smollm2"},
     "jsonschema_rs": {"contract"},
     "langchain_core": {"langchain", "langchain_store"},
@@ -50,19 +52,19 @@ DOORS = {
     "py3langid": {"knowledge.lexical"},
     "pydantic": {"langchain"},
     "sentence_transformers": {"knowledge.rerank"},
-    "openpyxl": {"knowledge.sheets"},
-    "pptx": {"knowledge.slides"},
-    "pypdf": {"knowledge.pdf"},
+    "openpyxl": {"knowledge.sources.sheets"},
+    "pptx": {"knowledge.sources.slides"},
+    "pypdf": {"knowledge.sources.pdf"},
     "rich": {"cli"},
     "safetensors": {"behaviour"},
-    "selectolax": {"knowledge.html"},
+    "selectolax": {"knowledge.sources.html"},
     "starlette": {"api"},
     "tokenizers": {"tokens", "knowledge.embed", "launch.smollm2"},
     "torch": {"behaviour", "launch.smollm2", "launch.lora_cpu"},  # launch: in a child process of its own
     "transformers": {"behaviour", "launch.smollm2"},
     "uvicorn": {"api"},
     "vllm": {"launch.vllm_server", "launch.lora_cpu"},  # a child process of its own
-    "yaml": {"prompts", "knowledge.document"},
+    "yaml": {"prompts", "knowledge.sources.document"},
 }
 
 # What opens a way from data to code. `format` on a text of others reads attributes of our values.
@@ -144,6 +146,9 @@ def layer_faults(found):
             continue
         for other in own_imports(tree, modules()):
             other_top = other.partition(".")[0]
+            lowest = next((part for part in LOWEST if f"{name}.".startswith(f"{part}.")), None)
+            if lowest and other_top == top and not f"{other}.".startswith(f"{lowest}."):
+                faults.append(f"{name} imports {other}, and {lowest} is the lowest of its layer")
             if not other or other_top == top:
                 continue
             if (top, other_top) in STRANGERS:
@@ -278,6 +283,7 @@ def test_the_list_of_what_is_loaded_is_real():
         ("ledger", "if TYPE_CHECKING:\n    from orchestrator.app import Orchestrator"),
         ("behaviour.train", "def f():\n    from orchestrator.knowledge.store import PgStore"),
         ("knowledge.ingest", "import orchestrator.behaviour.registry"),
+        ("knowledge.sources.load", "from orchestrator.knowledge.store import PgStore"),
         ("pipeline", "import orchestrator.testing"),
         ("helpers", "pass"),
     ],

@@ -14,6 +14,7 @@ from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
 from orchestrator.knowledge import spaces
 from orchestrator.knowledge.embed import open_embedder, open_next_embedder
+from orchestrator.knowledge.spread import open_indexer
 from orchestrator.knowledge.store import PgStore
 from orchestrator.settings import Settings
 
@@ -69,30 +70,38 @@ async def collections_show(output: Output, settings: Settings, collection: str) 
 @click.option(
     "--eval", "eval_set", type=click.Path(exists=True, path_type=Path), help="Judge the new space on this set."
 )
+@click.option(
+    "--workers", metavar="N", default=1, type=click.IntRange(1, 64), help="Processes that embed; each takes 200 MB."
+)
 @command
-async def collections_reembed(output: Output, settings: Settings, collection: str, eval_set: Path | None) -> None:
-    """Fill the space of ORCHESTRATOR_NEXT_EMBEDDER beside the one that serves. Stopped, it goes on where it was."""
-    embedder = await asyncio.to_thread(open_next_embedder, settings, output.say)
-    if embedder is None:
-        raise InputError("set ORCHESTRATOR_NEXT_EMBEDDER (and its URL) to the embedder that is to serve next")
+async def collections_reembed(
+    output: Output, settings: Settings, collection: str, eval_set: Path | None, workers: int
+) -> None:
+    """Fill the space of ORCHESTRATOR_NEXT_EMBEDDER; without one, what the serving space lacks, such as token vectors."""
+    following = await asyncio.to_thread(open_next_embedder, settings, output.say)
+    current = await asyncio.to_thread(open_embedder, settings, output.say) if eval_set or following is None else None
     async with open_database(settings) as database:
         store = PgStore(database, settings.tenant)
         target = await store.collection(collection)
+        opened = following or current
+        assert opened is not None
+        if following is None and (eval_set or opened.space != target.space):
+            raise InputError("set ORCHESTRATOR_NEXT_EMBEDDER (and its URL) to the embedder that is to serve next")
         with output.bar("embedding") as update:
-            done = await spaces.fill(
-                database.of(settings.tenant),
-                target,
-                embedder,
-                lambda count, total: update(count, total, embedder.space),
-            )
+            async with open_indexer(settings, opened, workers) as embedder:
+                done = await spaces.fill(
+                    database.of(settings.tenant),
+                    target,
+                    embedder,
+                    lambda count, total: update(count, total, opened.space),
+                )
         judged = None
-        if eval_set:
-            current = await asyncio.to_thread(open_embedder, settings, output.say)
-            judged = await spaces.judge(database.of(settings.tenant), target, embedder, current, _questions(eval_set))
-    text = f"{embedder.space}: {done} chunks embedded"
+        if eval_set and current:
+            judged = await spaces.judge(database.of(settings.tenant), target, opened, current, _questions(eval_set))
+    text = f"{opened.space}: {done} chunks embedded"
     if judged:
         text += f"; recall@10 {judged.before:.3f} before, {judged.after:.3f} after ({judged.questions} questions)"
-    output.emit({"space": embedder.space, "embedded": done, "judged": judged}, text)
+    output.emit({"space": opened.space, "embedded": done, "judged": judged}, text)
 
 
 def _questions(path: Path) -> list[spaces.Question]:

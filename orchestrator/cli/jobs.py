@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import click
 from rich.console import Console
@@ -14,9 +15,10 @@ from rich.table import Table
 from orchestrator.app import Orchestrator, open_database
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
-from orchestrator.knowledge.fetch import Fetcher
 from orchestrator.knowledge.ingest import IngestEvent
 from orchestrator.knowledge.jobs import STATES, Job, Jobs, work
+from orchestrator.knowledge.sources.fetch import Fetcher
+from orchestrator.knowledge.spread import open_indexer
 from orchestrator.settings import Settings
 from orchestrator.types import start_of
 
@@ -103,33 +105,40 @@ async def jobs_show(output: Output, settings: Settings, job_id: str) -> None:
     output.emit({"job": job, "letters": letters}, text)
 
 
-@jobs.command("retry")
-@click.argument("job_id")
-@command
-async def jobs_retry(output: Output, settings: Settings, job_id: str) -> None:
-    """Put a job that has ended into the queue again, with the files it had left out."""
-    async with open_database(settings) as database:
-        job = await Jobs(database, settings.tenant).retry(job_id)
-    output.emit({"job": job}, f"{job.id} is queued; `orchestrator jobs run` works it off")
+def _add_change(name: str, done: str, meaning: str, change: Callable[[Jobs, str], Awaitable[Job]]) -> None:
+    """A command that changes one job."""
+
+    @jobs.command(name, help=meaning)
+    @click.argument("job_id")
+    @command
+    async def run(output: Output, settings: Settings, job_id: str) -> None:
+        async with open_database(settings) as database:
+            job = await change(Jobs(database, settings.tenant), job_id)
+        output.emit({"job": job}, f"{job.id} is {done}")
 
 
-@jobs.command("cancel")
-@click.argument("job_id")
-@command
-async def jobs_cancel(output: Output, settings: Settings, job_id: str) -> None:
-    """End a job; what it has stored stays."""
-    async with open_database(settings) as database:
-        job = await Jobs(database, settings.tenant).cancel(job_id)
-    output.emit({"job": job}, f"{job.id} is cancelled")
+_add_change(
+    "retry",
+    "queued; `orchestrator jobs run` works it off",
+    "Put a job that has ended into the queue again, with the files it had left out.",
+    Jobs.retry,
+)
+_add_change("cancel", "cancelled", "End a job; what it has stored stays.", Jobs.cancel)
 
 
 @jobs.command("run")
 @click.option("--forever", is_flag=True, help="Wait for more jobs when the queue is empty.")
+@click.option(
+    "--workers", metavar="N", default=1, type=click.IntRange(1, 64), help="Processes that embed; each takes 200 MB."
+)
 @command
-async def jobs_run(output: Output, settings: Settings, forever: bool) -> None:
+async def jobs_run(output: Output, settings: Settings, forever: bool, workers: int) -> None:
     """Work jobs off. Run it as often as you like, on as many machines as can read the files."""
     counts: Counter[str] = Counter()
-    async with Orchestrator.open(settings, progress=output.say) as orchestrator:
+    async with (
+        Orchestrator.open(settings, progress=output.say) as orchestrator,
+        open_indexer(settings, orchestrator.embedder, workers) as embedder,
+    ):
         queue = Jobs(orchestrator.database, settings.tenant)
         with output.bar("working") as update:
 
@@ -139,7 +148,7 @@ async def jobs_run(output: Output, settings: Settings, forever: bool) -> None:
 
             fetch = Fetcher(settings.max_document_bytes) if settings.allow_urls else None
             working = asyncio.create_task(
-                work(queue, orchestrator.store, orchestrator.embedder, is_forever=forever, progress=see, fetch=fetch)
+                work(queue, orchestrator.store, embedder, is_forever=forever, progress=see, fetch=fetch)
             )
             # A polite stop gives the job back at once; without it the next worker waits for the lease to end.
             with contextlib.suppress(NotImplementedError):  # Windows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,10 @@ from orchestrator.cli import maintain
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
 from orchestrator.knowledge.compare import unified
-from orchestrator.knowledge.fetch import is_url
 from orchestrator.knowledge.records import Moved
+from orchestrator.knowledge.sources.fetch import is_url
+from orchestrator.knowledge.spread import open_indexer
+from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.sync import SyncPlan, SyncReport, sync
 from orchestrator.settings import Settings
 from orchestrator.types import end_of, start_of
@@ -46,6 +49,9 @@ class _Source(click.Path):
 @click.option("--sync", "synced", is_flag=True, help="The folder is the truth: what is gone from it is retired.")
 @click.option("--sync-name", metavar="NAME", help="Name of the folder for --sync when its path may change.")
 @click.option("--yes", is_flag=True, help="With --sync: retire more than a fifth of the folder's documents unasked.")
+@click.option(
+    "--workers", metavar="N", default=1, type=click.IntRange(1, 64), help="Processes that embed; each takes 200 MB."
+)
 @command
 async def ingest(
     output: Output,
@@ -57,6 +63,7 @@ async def ingest(
     synced: bool,
     sync_name: str | None,
     yes: bool,
+    workers: int,
 ) -> None:
     """Index files, folders and (with ORCHESTRATOR_ALLOW_URLS) URLs. Safe to stop and run again."""
     if synced:
@@ -64,7 +71,7 @@ async def ingest(
         folders = tuple(path for path in paths if isinstance(path, Path))
         if len(folders) < len(paths):
             raise InputError("--sync takes folders, not URLs")
-        await _sync(output, settings, folders, _Synced(target, sync_name, _since(valid_from), id_from, yes))
+        await _sync(output, settings, folders, _Synced(target, sync_name, _since(valid_from), id_from, yes, workers))
         return
     if sync_name or yes:
         raise InputError("--sync-name and --yes belong to --sync")
@@ -75,6 +82,7 @@ async def ingest(
                 collection=collection,
                 valid_from=valid_from,
                 id_from=id_from,
+                workers=workers,
                 progress=lambda event: update(event.read_bytes, event.total_bytes, event.name),
             )
 
@@ -98,6 +106,7 @@ class _Synced:
     valid_from: datetime | None
     id_from: str | None
     yes: bool
+    workers: int
 
 
 async def _sync(output: Output, settings: Settings, paths: tuple[Path, ...], options: _Synced) -> None:
@@ -109,13 +118,16 @@ async def _sync(output: Output, settings: Settings, paths: tuple[Path, ...], opt
         return options.yes or (sys.stdin.isatty() and click.confirm(question, err=True))
 
     reports: list[SyncReport] = []
-    async with Orchestrator.open(settings, progress=output.say) as opened:
+    async with (
+        Orchestrator.open(settings, progress=output.say) as opened,
+        open_indexer(settings, opened.embedder, options.workers) as embedder,
+    ):
         for path in paths:
             with output.bar("indexing") as update:
                 report = await sync(
                     path,
                     store=opened.store,
-                    embedder=opened.embedder,
+                    embedder=embedder,
                     collection=options.collection,
                     name=options.name,
                     valid_from=options.valid_from,
@@ -285,33 +297,50 @@ async def documents_retire(
     output.emit(moved, done if moved.version else f"there was no such document {document_id} at that time anyway")
 
 
-@documents.command("restore")
-@click.argument("document_id")
-@collection_option
-@click.option("--version", required=True, type=click.IntRange(1), help="Version whose text is to hold again.")
-@command
-async def documents_restore(
-    output: Output, settings: Settings, document_id: str, collection: str | None, version: int
+def _add_move(
+    name: str,
+    which: str,
+    meaning: str,
+    move: Callable[[PgStore, str, str, int], Awaitable[Moved]],
+    say: Callable[[Moved, str, int], str],
 ) -> None:
-    """Make the text of an earlier version hold from now on, as a new version."""
-    async with open_store(settings) as store:
-        moved = await store.restore(collection or settings.collection, document_id, version)
-    done = f"the text of version {version} of {document_id} holds from now on, as version {moved.version}"
-    output.emit(moved, done if moved.version else f"the text of version {version} of {document_id} holds already")
+    """A command that makes one version of a document hold, or take it back."""
+
+    @documents.command(name, help=meaning)
+    @click.argument("document_id")
+    @collection_option
+    @click.option("--version", required=True, type=click.IntRange(1), help=which)
+    @command
+    async def run(output: Output, settings: Settings, document_id: str, collection: str | None, version: int) -> None:
+        async with open_store(settings) as store:
+            moved = await move(store, collection or settings.collection, document_id, version)
+        output.emit(moved, say(moved, document_id, version))
 
 
-@documents.command("withdraw")
-@click.argument("document_id")
-@collection_option
-@click.option("--version", required=True, type=click.IntRange(1), help="Version that was a mistake.")
-@command
-async def documents_withdraw(
-    output: Output, settings: Settings, document_id: str, collection: str | None, version: int
-) -> None:
-    """Take back a version that was wrong: the one before it holds in its time; searches as known before still find it."""
-    async with open_store(settings) as store:
-        moved = await store.withdraw(collection or settings.collection, document_id, version)
-    output.emit(moved, f"version {version} of {document_id} never held; {_heir(moved)}")
+def _restored(moved: Moved, document_id: str, version: int) -> str:
+    if not moved.version:
+        return f"the text of version {version} of {document_id} holds already"
+    return f"the text of version {version} of {document_id} holds from now on, as version {moved.version}"
+
+
+def _withdrawn(moved: Moved, document_id: str, version: int) -> str:
+    return f"version {version} of {document_id} never held; {_heir(moved)}"
+
+
+_add_move(
+    "restore",
+    "Version whose text is to hold again.",
+    "Make the text of an earlier version hold from now on, as a new version.",
+    PgStore.restore,
+    _restored,
+)
+_add_move(
+    "withdraw",
+    "Version that was a mistake.",
+    "Take back a version that was wrong: the one before it holds in its time; searches as known before still find it.",
+    PgStore.withdraw,
+    _withdrawn,
+)
 
 
 def _heir(moved: Moved) -> str:

@@ -35,6 +35,7 @@ async def verify(output: Output, settings: Settings, collection: str | None, men
                 found = await verify_collection(
                     opened.database.of(settings.tenant), target, mend=True, embedder=opened.embedder, progress=progress
                 )
+                await opened.store.settle(name)
         else:
             async with open_database(settings) as database:
                 store = PgStore(database, settings.tenant)

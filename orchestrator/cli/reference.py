@@ -12,7 +12,7 @@ import click
 
 from orchestrator import errors
 from orchestrator.contract import Contract
-from orchestrator.knowledge.kinds import MEDIA_TYPES
+from orchestrator.knowledge.sources.kinds import MEDIA_TYPES
 from orchestrator.prompts import VARIABLES, Route
 from orchestrator.settings import PREFIX, Settings, variables
 

@@ -112,7 +112,7 @@ class MiniLM:
     async def embed_question(self, text: str) -> QuestionVectors:
         """Unit vector and token vectors of a question; the last ``QUESTIONS`` texts are not run again."""
         if (known := self._questions.get(text)) is None:
-            (known,) = await self._in_batches([text], self._question_vectors)
+            known = await asyncio.to_thread(self._read_question, text)  # one thread: each change takes 0.1 ms
             self._questions[text] = known
             while len(self._questions) > QUESTIONS:
                 del self._questions[next(iter(self._questions))]
@@ -149,14 +149,12 @@ class MiniLM:
             for row, states, tokens in zip(rows.tolist(), hidden, batch, strict=True)
         ]
 
-    def _question_vectors(self, batch: Batch) -> list[QuestionVectors]:
-        rows, hidden = self._run(batch)
-        found = []
-        for row, states, tokens in zip(rows.tolist(), hidden, batch, strict=True):
-            words = tokens[1:-1]  # without [CLS] and [SEP]
-            vectors = unit_rows(states[1 : len(tokens) - 1], DIMENSIONS) if words else states[:0]
-            found.append(QuestionVectors(row, vectors.tobytes(), self._rarity(words)))
-        return found
+    def _read_question(self, text: str) -> QuestionVectors:
+        (tokens,) = self._tokenize([text])
+        (row,), (states,) = self._run([tokens])
+        words = tokens[1:-1]  # without [CLS] and [SEP]
+        vectors = unit_rows(states[1:-1], DIMENSIONS) if words else states[:0]
+        return QuestionVectors(row.tolist(), vectors.tobytes(), self._rarity(words))
 
     def _rarity(self, tokens: Sequence[int]) -> tuple[float, ...]:
         """BERT's vocabulary lists whole words by falling frequency: the logarithm of the rank stands in for an idf."""
@@ -168,8 +166,8 @@ class MiniLM:
         return tuple(np.where(np.array(tokens) < FIRST_WORD, single, rarity).tolist())
 
     def _is_letter(self, token: int) -> bool:
-        piece: str | None = self._tokenizer.id_to_token(token)
-        return token < FIRST_WORD and piece is not None and piece.isalnum()
+        piece: str | None = self._tokenizer.id_to_token(token) if token < FIRST_WORD else None
+        return piece is not None and piece.isalnum()
 
     def _run(self, batch: Batch) -> tuple[Rows, Rows]:
         """Unit vectors [texts, 384] and the last hidden states [texts, tokens, 384]."""

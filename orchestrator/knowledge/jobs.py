@@ -26,9 +26,9 @@ from typing import Any, Literal
 from orchestrator.database import Database, Json, Row, statement
 from orchestrator.errors import ConflictError, DatabaseError, InputError, OrchestratorError, UnknownNameError
 from orchestrator.failpoints import failpoint
-from orchestrator.knowledge.fetch import is_url
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest
-from orchestrator.knowledge.load import MAX_BYTES, Fetch, LoadFailure
+from orchestrator.knowledge.sources.fetch import is_url
+from orchestrator.knowledge.sources.load import MAX_BYTES, Fetch, LoadFailure
 from orchestrator.knowledge.store import PgStore
 from orchestrator.protocols import Embedder
 from orchestrator.types import Document

@@ -31,7 +31,7 @@ async def settle(database: Database, collection: str) -> Literal["promoted", "de
             return "promoted" if await promote(database, collection) else None
         if found.partition is not None and found.chunk_count < DEMOTE_BELOW:
             return "demoted" if await demote(database, collection) else None
-        if found.partition is not None and not found.has_index:  # another embedding space serves now
+        if found.partition is not None and not found.has_index:  # another space serves now, or much was loaded
             await index_space(database, collection, found.embedding_space, found.dimensions)
         if found.partition is None and found.has_table:
             await drop(database, f"vectors_{found.id}")
@@ -62,6 +62,22 @@ async def index_space(database: Database, collection: str, space: str, dimension
     found = await _find(database, collection)
     if found.has_table and dimensions <= MAX_DIMENSIONS:
         await _step(database, "index-partition", collection_id=found.id, space=space, dimensions=dimensions)
+
+
+async def unindex(database: Database, collection: str) -> bool:
+    """Takes the HNSW index away before much is loaded, for ``settle`` to build at the end; False when there is none.
+
+    Searches compare every vector in between: slower, never wrong. Raises UnknownNameError.
+    """
+    found = await _find(database, collection)
+    if found.partition is None or not found.has_index:
+        return False
+    try:
+        await _step(database, "unindex-partition", collection_id=found.id, space=found.embedding_space)
+    except DatabaseError as error:
+        log.warning("the collection %s is loaded with its index in place: %s", collection, error.message)
+        return False
+    return True
 
 
 async def demote(database: Database, collection: str) -> bool:

@@ -17,6 +17,9 @@ select prepare_partition(%(collection_id)s);
 -- name: index-partition
 select index_partition(%(collection_id)s, %(space)s, %(dimensions)s);
 
+-- name: unindex-partition
+select unindex_partition(%(collection_id)s, %(space)s);
+
 -- name: attach-partition
 select attach_partition(%(collection_id)s);
 

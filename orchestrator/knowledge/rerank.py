@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Ranker:
     """Turns the candidates of a search into its result. Without a re-ranker, or when it is late, two stages are left."""
 
     def __init__(self, embedder: Embedder, reranker: Reranker | None = None, budget_s: float = BUDGET_S) -> None:
-        self._embedder = embedder
+        self._embedder = embedder if isinstance(embedder, TokenEmbedder) else None
         self._reranker = reranker
         self._budget_s = budget_s
 
@@ -71,7 +71,7 @@ class Ranker:
 
     async def weights(self, question: str, passages: Sequence[Passage] = ()) -> fuse.Weights:
         """What the stages weigh for this question; passages that carry token vectors tell it more surely."""
-        if not isinstance(self._embedder, TokenEmbedder):
+        if self._embedder is None:
             return fuse.FAMILIAR
         size = self._embedder.dimensions // 8
         asked = await self._embedder.embed_question(question)
@@ -92,36 +92,50 @@ class Ranker:
         if not head:
             return []
         weights = weights or await self.weights(question, head)
-        stages = [dict(passage.scores) for passage in head]
-        grams = await asyncio.to_thread(fuse.gram_coverage, question, [f"{p.context}\n{p.text}" for p in head])
-        fused = [_fused(passage, weights.dense) for passage in head]
-        scores = fuse.interpolate(fused, grams, weights.grams)
-        _note(stages, "grams", grams)
-        _note(stages, "familiarity", [weights.familiarity] * len(head))
-        if self._reranker is not None and weights.second > 0:
-            second = await self._second(question, head)
-            if second is None:
-                _note(stages, "rerank_skipped", [1.0] * len(head))
-            else:
-                scores = fuse.interpolate(scores, second, weights.second)
-                _note(stages, "maxsim" if self.needs_tokens else "rerank", second)
+        grams, second = await self._read(question, head, weights)
+        notes = {"grams": grams, "familiarity": [weights.familiarity] * len(head)}
+        scores = fuse.interpolate([_fused(passage, weights.dense) for passage in head], grams, weights.grams)
+        if second is not None:
+            scores = fuse.interpolate(scores, second, weights.second)
+            notes["maxsim" if self.needs_tokens else "rerank"] = second
+        elif self._reranks(weights):
+            notes["rerank_skipped"] = [1.0] * len(head)
         scores = [score + passage.scores.get("exact", 0.0) for score, passage in zip(scores, head, strict=True)]
-        order = sorted(range(len(head)), key=lambda i: (-scores[i], i))
-        ranked = [replace(head[i], score=scores[i], scores=stages[i], tokens=None) for i in order]
-        floor = min(scores) if scores else 0.0
-        ranked += [replace(p, score=min(p.score, floor), tokens=None) for p in rest]
-        return ranked[:k]
+        order = sorted(range(len(head)), key=lambda i: (-scores[i], i))[:k]
+        ranked = [
+            replace(
+                head[i],
+                score=scores[i],
+                scores={**head[i].scores, **{name: values[i] for name, values in notes.items()}},
+                tokens=None,
+            )
+            for i in order
+        ]
+        floor = min(scores)
+        return ranked + [replace(p, score=min(p.score, floor), tokens=None) for p in rest[: k - len(ranked)]]
 
-    async def _second(self, question: str, passages: Sequence[Passage]) -> list[float] | None:
-        assert self._reranker is not None
-        try:
-            async with asyncio.timeout(self._budget_s):
-                return await self._reranker.rerank(question, passages)
-        except TimeoutError:
-            _log.warning("re-ranking took over %g s: the order of the first stage is kept", self._budget_s)
-        except OrchestratorError as error:
-            _log.warning("re-ranking failed: the order of the first stage is kept: %s", error)
-        return None
+    def _reranks(self, weights: fuse.Weights) -> bool:
+        return self._reranker is not None and weights.second > 0
+
+    async def _read(
+        self, question: str, passages: Sequence[Passage], weights: fuse.Weights
+    ) -> tuple[list[float], list[float] | None]:
+        """Shares of the question's grams, and the re-ranker's scores: None without one, or when it was late or failed."""
+        texts = [f"{passage.context}\n{passage.text}" for passage in passages]
+        second = None
+        if self._reranker is not None and self._reranks(weights):
+            try:
+                async with asyncio.timeout(self._budget_s):
+                    if isinstance(self._reranker, MaxSim):
+                        # One thread for both: to change it takes as long as to count the grams.
+                        score = await self._reranker.prepare(question, passages)
+                        return await asyncio.to_thread(lambda: (fuse.gram_coverage(question, texts), score()))
+                    second = await self._reranker.rerank(question, passages)
+            except TimeoutError:
+                _log.warning("re-ranking took over %g s: the order of the first stage is kept", self._budget_s)
+            except OrchestratorError as error:
+                _log.warning("re-ranking failed: the order of the first stage is kept: %s", error)
+        return await asyncio.to_thread(fuse.gram_coverage, question, texts), second
 
 
 class MaxSim:
@@ -136,9 +150,13 @@ class MaxSim:
 
     async def rerank(self, query: str, passages: Sequence[Passage]) -> list[float]:
         """One score from 0 to 1 per passage; 0 for one without token vectors."""
+        return await asyncio.to_thread(await self.prepare(query, passages))
+
+    async def prepare(self, query: str, passages: Sequence[Passage]) -> Callable[[], list[float]]:
+        """What gives the scores and takes the CPU: for a thread."""
         question = await self._embedder.embed_question(query)
         packed = [passage.tokens or b"" for passage in passages]
-        return await asyncio.to_thread(max_sim, question, packed, self._embedder.dimensions)
+        return partial(max_sim, question, packed, self._embedder.dimensions)
 
 
 def max_sim(question: QuestionVectors, packed: Sequence[bytes], dimensions: int) -> list[float]:
@@ -313,11 +331,6 @@ def _fused(passage: Passage, dense: float) -> float:
     if "cosine_norm" not in scores or "bm25_norm" not in scores:
         return passage.score
     return dense * scores["cosine_norm"] + (1 - dense) * scores["bm25_norm"]
-
-
-def _note(stages: list[dict[str, float]], name: str, scores: Sequence[float]) -> None:
-    for stage, score in zip(stages, scores, strict=True):
-        stage[name] = score
 
 
 def _sigmoid(value: float) -> float:

@@ -11,7 +11,7 @@ from orchestrator.errors import OtherSpaceError
 from orchestrator.knowledge.fuse import Weights
 from orchestrator.knowledge.join import CANDIDATES, join_passages
 from orchestrator.knowledge.rerank import POOL, Ranker
-from orchestrator.knowledge.sufficiency import sufficiency
+from orchestrator.knowledge.sufficiency import TOP, sufficiency
 from orchestrator.protocols import Embedder, Reranker, Store
 from orchestrator.types import Citation, Passage, SearchRequest, SearchResult
 
@@ -91,7 +91,7 @@ class Retriever:
         if request.mode != "hybrid":
             return SearchResult(tuple(replace(passage, tokens=None) for passage in found[: request.k]))
         weights = _mixed(await ranker.weights(request.text, found), learned)
-        ranked = await ranker.rank(request.text, found, count, weights)
+        ranked = await ranker.rank(request.text, found, CANDIDATES if excerpts else max(request.k, TOP), weights)
         signal = sufficiency(request.text, ranked)
         if excerpts:
             return SearchResult(await self._narrowed(request, ranked), signal)
@@ -116,6 +116,8 @@ class Retriever:
 
 def _mixed(weights: Weights, learned: _Learned) -> Weights:
     """The default weights, with those that the collection has learnt in their place."""
+    if learned.dense is None and learned.second is None:
+        return weights
     return replace(
         weights,
         dense=weights.dense if learned.dense is None else learned.dense,

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import math
 import random
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.database import Database, Row, statement
+from orchestrator.database import Binary, Database, Row, statement
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.knowledge.filters import compile_filter
 from orchestrator.knowledge.lexical import exact_terms, phrases, segment
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_K = 1_000
 MAX_TEXT = 20_000  # characters that words are taken from; of them the 64 rarest words count
+MAX_DIMENSIONS = 16_000  # of a halfvec
 DEPTH = 50  # candidates of each side, at least
 
 
@@ -97,24 +99,20 @@ async def search_passages(
     if not 1 <= request.k <= MAX_K:
         raise InputError(f"k must be from 1 to {MAX_K}, not {request.k}", param="k")
     text = request.text[:MAX_TEXT].replace("\0", " ").encode("utf-8", "replace").decode()
-    async with database.session() as connection:  # the statement names the tenant itself: one round trip
-        cursor = await connection.execute(
-            statement("search"),
-            {
-                **_where(request),
-                "space": space,
-                "text": segment(text),
-                "exact_terms": exact_terms(text),
-                "phrases": phrases(text),
-                "k": request.k,
-                "depth": _depth(request),
-                "known_at": request.known_at,
-                "mode": request.mode,
-                "dense_weight": request.dense_weight,
-                "with_tokens": request.with_tokens,
-            },
-        )
-        rows = await cursor.fetchall()
+    rows = await database.read(
+        statement("search"),
+        **_where(request),
+        space=space,
+        text=segment(text),
+        exact_terms=exact_terms(text),
+        phrases=phrases(text),
+        k=request.k,
+        depth=_depth(request),
+        known_at=request.known_at,
+        mode=request.mode,
+        dense_weight=request.dense_weight,
+        with_tokens=request.with_tokens,
+    )
     if sample:
         sample.consider(database, request)
     return [_passage(row) for row in rows]
@@ -124,7 +122,7 @@ def _where(request: SearchRequest) -> dict[str, Any]:
     return {
         "tenant": request.tenant,
         "collection": request.collection,
-        "vector": None if request.mode == "lexical" else vector_text(request.vector),
+        "vector": None if request.mode == "lexical" else pack_halfvec(request.vector),
         "as_of": request.as_of,
         "filter": compile_filter(request.where),
     }
@@ -134,11 +132,18 @@ def _depth(request: SearchRequest) -> int:
     return max(DEPTH, 2 * request.k)
 
 
-def vector_text(vector: Sequence[float]) -> str:
-    """A vector as pgvector reads it. Raises InputError when a number is not finite."""
-    if not all(map(math.isfinite, vector)):
+def pack_halfvec(vector: Sequence[float]) -> Binary:
+    """A vector as PostgreSQL receives a halfvec. Raises InputError when a number is not finite in 16 bits."""
+    if len(vector) > MAX_DIMENSIONS:
+        raise InputError(f"the question's vector has {len(vector)} numbers, more than {MAX_DIMENSIONS}")
+    try:
+        packed = struct.pack(f">HH{len(vector)}e", len(vector), 0, *vector)
+        finite = math.isfinite(sum(vector))
+    except OverflowError:
+        finite = False
+    if not finite:
         raise InputError("the question's vector holds a number that is not finite; check the embedder")
-    return "[" + ",".join([f"{value:.6g}" for value in vector]) + "]"
+    return Binary(packed)
 
 
 def _passage(row: Row) -> Passage:

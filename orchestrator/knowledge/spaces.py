@@ -16,9 +16,9 @@ from orchestrator.database import Connection, Database, Json, Row, copy_rows, st
 from orchestrator.errors import InputError, UnknownNameError
 from orchestrator.failpoints import failpoint
 from orchestrator.knowledge.records import Collection
-from orchestrator.knowledge.search import vector_text
+from orchestrator.knowledge.search import pack_halfvec
 from orchestrator.knowledge.vectors import Vectors
-from orchestrator.protocols import Embedder
+from orchestrator.protocols import Embedder, TokenEmbedder
 
 PAGE = 256  # chunks of one transaction: what a crash costs
 Question = tuple[str, frozenset[str]]  # a question and the external ids of the documents that answer it
@@ -69,8 +69,12 @@ async def fill(
     embedder: Embedder,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Embeds what the space of ``embedder`` lacks, page by page; gives their number. After a crash it goes on."""
-    names = {"collection_id": collection.id, "space": embedder.space}
+    """Embeds what the space of ``embedder`` lacks, page by page; gives their number. After a crash it goes on.
+
+    For an embedder with token vectors that is also every chunk without them.
+    """
+    with_tokens = isinstance(embedder, TokenEmbedder)
+    names = {"collection_id": collection.id, "space": embedder.space, "with_tokens": with_tokens}
     async with database.transaction() as connection:
         await connection.execute(statement("add-space"), {**names, "dimensions": embedder.dimensions})
     total = (await _fetch_one(database, "count-without-vector", **names)).missing
@@ -124,7 +128,7 @@ async def judge(
 async def _recall(database: Database, collection: Collection, embedder: Embedder, question: Question) -> float:
     text, wanted = question
     (vector,) = await embedder.embed([text])
-    values = {"collection_id": collection.id, "space": embedder.space, "vector": vector_text(vector), "k": 10}
+    values = {"collection_id": collection.id, "space": embedder.space, "vector": pack_halfvec(vector), "k": 10}
     found = {row.external_id for row in await database.fetch(statement("nearest-in-space"), **values)}
     return len(found & wanted) / max(len(wanted), 1)
 
@@ -138,7 +142,8 @@ async def switch(database: Database, collection: Collection, space: str) -> None
     async with database.transaction() as connection:
         await connection.execute(statement("lock-collection"), {"collection_id": collection.id})
         await _known(connection, collection, space)
-        counted: Row = await (await connection.execute(statement("count-without-vector"), names)).fetchone()
+        lacking = {**names, "with_tokens": False}
+        counted: Row = await (await connection.execute(statement("count-without-vector"), lacking)).fetchone()
         if missing := counted.missing:
             raise InputError(
                 f"{missing} chunks of {collection.name!r} have no vector of {space} yet. "

@@ -16,25 +16,30 @@ where c.id = %(collection_id)s
 order by s.created_at, s.space;
 
 -- name: chunks-without-vector
+-- With tokens: also those whose vector came without token vectors, which no re-ranker read then.
 select k.id, k.context, k.text from chunks k
 where k.collection_id = %(collection_id)s and k.id > %(after)s
-  and not exists (select from vectors e where e.collection_id = %(collection_id)s and e.space = %(space)s and e.chunk_id = k.id)
+  and not exists (select from vectors e where e.collection_id = %(collection_id)s and e.space = %(space)s and e.chunk_id = k.id
+                  and (e.tokens is not null or not %(with_tokens)s))
 order by k.id
 limit %(limit)s;
 
 -- name: count-without-vector
 select count(*) as missing from chunks k
 where k.collection_id = %(collection_id)s
-  and not exists (select from vectors e where e.collection_id = %(collection_id)s and e.space = %(space)s and e.chunk_id = k.id);
+  and not exists (select from vectors e where e.collection_id = %(collection_id)s and e.space = %(space)s and e.chunk_id = k.id
+                  and (e.tokens is not null or not %(with_tokens)s));
 
 -- name: move-vectors-of-space
--- Joined with the chunks that are still there: what was erased while its vector was made does not come back.
+-- Joined with the chunks that are still there: what was erased while its vector was made does not come back. A vector that
+-- is there stays, and gets the token vectors that it lacks.
 with moved as (delete from incoming_vectors returning *), alive as (
     select k.id from chunks k where k.collection_id = %(collection_id)s and k.id = any (%(chunk_ids)s) for key share
 )
 insert into vectors (collection_id, chunk_id, space, embedding, tokens)
 select %(collection_id)s, m.chunk_id, %(space)s, m.embedding, m.tokens from moved m join alive a on a.id = m.chunk_id
-on conflict do nothing;
+on conflict (collection_id, space, chunk_id) do update set tokens = excluded.tokens
+where vectors.tokens is null and excluded.tokens is not null;
 
 -- name: serve-space
 update collections set embedding_space = %(space)s, dimensions = s.dimensions

@@ -14,7 +14,7 @@ from orchestrator.errors import InputError, OtherSpaceError, UnknownNameError
 from orchestrator.knowledge import timeline
 from orchestrator.knowledge.changes import compare_versions, mark_changes
 from orchestrator.knowledge.erase import Receipt, erase
-from orchestrator.knowledge.partitions import settle
+from orchestrator.knowledge.partitions import settle, unindex
 from orchestrator.knowledge.records import (
     Collection,
     CollectionStats,
@@ -198,6 +198,10 @@ class PgStore:
     async def settle(self, collection: str) -> None:
         """Gives the collection the place that its size asks for: with others, or a partition with HNSW of its own."""
         await settle(self._database, collection)
+
+    async def expect_load(self, collection: str) -> bool:
+        """Takes the index of a partition away when much is to come; ``settle`` builds it. False when there is none."""
+        return await unindex(self._database, collection)
 
     async def delete(self, collection: str, external_id: str) -> None:
         """Takes a document away for every time; only a search as known before finds it. Raises UnknownNameError."""

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from orchestrator.errors import InputError
 from orchestrator.knowledge.compare import normalised, paragraphs
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
-from orchestrator.knowledge.load import MAX_BYTES, Loader, LoadFailure
 from orchestrator.knowledge.records import Collection
+from orchestrator.knowledge.sources.load import MAX_BYTES, Loader, LoadFailure
 from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.write import text_sha256
 from orchestrator.protocols import Embedder

@@ -28,7 +28,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 import orchestrator.langchain
 from orchestrator.app import Orchestrator
 from orchestrator.errors import InputError, StreamBrokenError
-from orchestrator.knowledge.load import LoadFailure
+from orchestrator.knowledge.sources.load import LoadFailure
 from orchestrator.langchain import (
     Opened,
     OrchestratorChatModel,

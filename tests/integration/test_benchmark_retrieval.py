@@ -61,6 +61,10 @@ def test_it_measures_every_way_to_search(run, beir):
     assert set(result["cost"]) == {"SELECT 1", "hand-written dense query", *ways} - {"RRF of both"}
     assert all(row["cpu_ms"] > 0 for row in result["cost"].values())
     assert result["cost"]["re-ranked"]["server_cpu_ms"] is None  # of a server that may be elsewhere nothing is known
+    assert list(result["end_to_end"]["stages"]) == ["embedding", "search", "re-ranking"]
+    assert sum(stage["client_cpu_ms"] for stage in result["end_to_end"]["stages"].values()) == pytest.approx(
+        result["end_to_end"]["client_cpu_ms"]
+    )
     assert result["throughput"]["SELECT 1"]["ratio_to_select_1"] == 1.0
     assert (result["ingest"]["documents"], result["ingest"]["chunks"]) == (5, 5)
     assert result["bytes"]["vectors"]["rows"] > 0
@@ -73,3 +77,4 @@ def test_a_second_run_says_that_nothing_was_indexed(run, beir):
 
     assert "## small: 5 documents (5 chunks), 3 of 3 questions" in text
     assert "ingest was not measured" in text
+    assert "| re-ranking |" in text

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg_pool import AsyncConnectionPool
 
-from orchestrator.database import Database, statement
+from orchestrator.database import Binary, Connection, Database, statement
 from orchestrator.errors import DatabaseError, InputError, MigrationError, OrchestratorError, StorageFullError
 from orchestrator.migrate import migrate
 from orchestrator.resources import folder
@@ -137,11 +138,113 @@ async def test_connections_are_replaced_after_they_were_cut(database: Database) 
     await database.fetch_one("select 1")
     async with database.ownership() as connection:  # the application's role may not
         await connection.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
             "where datname = current_database() and pid <> pg_backend_pid()"
         )
     for _ in range(3):
         assert await database.fetch_one("select 1") is not None
+
+
+async def test_a_statement_that_only_reads_is_repeated_when_its_connection_breaks(database: Database) -> None:
+    reading = asyncio.create_task(database.read("select 7 as x, pg_sleep(0.7), 'cut me'"))
+
+    await cut(database, "%cut me%")
+
+    assert [row.x for row in await reading] == [7]
+
+
+async def test_it_is_repeated_once_and_the_error_is_ours(database: Database) -> None:
+    reading = asyncio.create_task(database.read("select pg_sleep(60), 'cut me'"))
+
+    for _ in range(2):
+        await cut(database, "%cut me%")
+
+    with pytest.raises(DatabaseError, match="orchestrator up"):
+        await reading
+
+
+async def test_what_fails_without_breaking_the_connection_is_not_repeated(database: Database) -> None:
+    async with database.ownership() as connection:
+        await connection.execute("create sequence runs")
+        await connection.execute("grant all on sequence runs to public")
+    with pytest.raises(InputError):
+        await database.read("select 1 / (nextval('runs') - 1)")
+    with pytest.raises(DatabaseError):  # an operational error, as that of a broken connection
+        await database.read("do $$ begin perform nextval('runs'); raise exception 'x' using errcode = '55P03'; end $$")
+    (row,) = await database.read("select last_value from runs")
+    assert row.last_value == 2
+
+
+async def cut(database: Database, query: str) -> None:
+    """Ends the backend that runs this, as soon as there is one."""
+    found: list[object] = []
+    while not found:
+        async with database.ownership() as connection:
+            rows = await connection.execute(
+                "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+                "where query like %s and state = 'active' and pid <> pg_backend_pid()",
+                [query],
+            )
+            found = await rows.fetchall()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """Each connection that was asked whether its server lives."""
+    found: list[Connection] = []
+    ask = AsyncConnectionPool.check_connection
+
+    async def check_connection(connection: Connection) -> None:
+        found.append(connection)
+        await ask(connection)
+
+    monkeypatch.setattr(AsyncConnectionPool, "check_connection", check_connection)
+    return found
+
+
+async def test_a_connection_in_steady_use_is_not_asked_before_each_statement(
+    database: Database, asked: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.database.ASK_EVERY_S", 3600)
+    for _ in range(20):
+        await database.fetch_one("select 1")
+    assert len(asked) == len(set(asked))
+
+
+async def test_a_connection_is_asked_again_after_a_while(
+    database: Database, asked: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.database.ASK_EVERY_S", -1)
+    for _ in range(3):
+        await database.fetch_one("select 1")
+    assert len(asked) == 3
+
+
+async def test_a_session_that_raises_gives_a_clean_connection_back(database: Database) -> None:
+    async def fail() -> None:
+        async with database.session() as connection:
+            await connection.execute("begin")
+            await connection.execute("create temporary table t (x integer)")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        await fail()
+    row = await database.fetch_one("select to_regclass('t') as found")
+    assert row is not None
+    assert row.found is None
+
+
+async def test_a_session_that_is_cancelled_gives_its_place_back(empty_database_url: str) -> None:
+    async with Database.open(empty_database_url, 1) as database:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), database.session() as connection:
+                await connection.execute("select pg_sleep(60)")
+        assert tuple(await database.fetch_one("select 7") or ()) == (7,)
+
+
+async def test_a_binary_value_is_read_as_the_type_that_it_is_cast_to(database: Database) -> None:
+    row = await database.fetch_one("select %(x)s::integer as x", x=Binary(b"0007"))
+    assert tuple(row or ()) == (0x30303037,)
 
 
 def test_every_statement_is_found_by_name() -> None:

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from orchestrator.errors import InputError
-from orchestrator.knowledge.fetch import Fetcher, is_public
-from orchestrator.knowledge.load import Loader, LoadFailure
+from orchestrator.knowledge.sources.fetch import Fetcher, is_public
+from orchestrator.knowledge.sources.load import Loader, LoadFailure
 from orchestrator.types import Document
 
 OPEN = ipaddress.ip_address("127.0.0.2")  # stands for the internet; the canary listens on 127.0.0.1

@@ -18,17 +18,17 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge import parse, worker
-from orchestrator.knowledge.frames import Parsed, Trouble
 from orchestrator.knowledge.ingest import ingest
-from orchestrator.knowledge.kinds import MEDIA_TYPES
-from orchestrator.knowledge.load import Loader, LoadFailure, load_path
+from orchestrator.knowledge.sources import parse, worker
+from orchestrator.knowledge.sources.frames import Parsed, Trouble
+from orchestrator.knowledge.sources.kinds import MEDIA_TYPES
+from orchestrator.knowledge.sources.load import Loader, LoadFailure, load_path
+from orchestrator.knowledge.sources.worker import Worker
 from orchestrator.knowledge.store import PgStore
-from orchestrator.knowledge.worker import Worker
 from orchestrator.testing import HashEmbedder
 from orchestrator.types import Document
 
-ROOT = str(Path(parse.__file__).parents[2])
+ROOT = str(Path(parse.__file__).parents[3])
 OPF = '<package xmlns="http://www.idpf.org/2007/opf"><manifest/><spine/></package>'
 CONTAINER = '<container><rootfiles><rootfile full-path="c.opf"/></rootfiles></container>'
 LAUGHS = (
@@ -187,7 +187,7 @@ EXPECTED = {
 
 REPORT = """
 import json, sys
-from orchestrator.knowledge.load import Loader, LoadFailure
+from orchestrator.knowledge.sources.load import Loader, LoadFailure
 def peak():  # not ru_maxrss, which begins at what the parent once had
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
@@ -379,7 +379,7 @@ def test_a_parser_that_was_taken_over_reaches_nothing(attack: str, play: Play, t
 KERNEL = """
 import os, sys
 sys.path.append({root!r})
-from orchestrator.knowledge import sandbox
+from orchestrator.knowledge.sources import sandbox
 import socket
 walls = sandbox._ask_the_kernel()  # no audit hook: native code does not meet it
 def tries(what):
@@ -424,7 +424,7 @@ def test_the_kernel_holds_native_code_too(tmp_path: Path) -> None:
 
 def test_a_parser_that_writes_through_an_open_file_writes_nothing(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.append({ROOT!r})\nfrom orchestrator.knowledge import sandbox\n"
+        f"import sys; sys.path.append({ROOT!r})\nfrom orchestrator.knowledge.sources import sandbox\n"
         f"f = open({str(tmp_path / 'f')!r}, 'wb', 0)\nsandbox.confine()\ntry: f.write(b'x')\nexcept OSError: print('no')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

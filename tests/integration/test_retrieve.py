@@ -63,3 +63,11 @@ async def test_no_token_vectors_leave_the_retriever(filled: PgStore, mode: str) 
     found = await Retriever(filled, OLD).search(replace(ASKED, mode=mode))
     assert len(found) > 0
     assert all(passage.tokens is None for passage in found)
+
+
+async def test_how_likely_they_suffice_is_told_from_more_than_are_wanted(
+    filled: PgStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.knowledge.retrieve.sufficiency", lambda question, passages: len(passages))
+    found = await Retriever(filled, OLD).search(replace(ASKED, k=1))
+    assert (len(found), found.sufficiency) == (1, 2)

@@ -356,6 +356,44 @@ async def test_a_large_ingest_ends_with_a_partition(
     assert len(await everything(store)) == 25
 
 
+async def test_a_load_of_more_than_is_stored_is_indexed_after_it(
+    sql: Sql, database: Database, store: PgStore, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "DEMOTE_BELOW", 10)
+    monkeypatch.setattr(ingest, "ANALYZE_FROM", 10)
+    monkeypatch.setattr(ingest, "BATCH_DOCUMENTS", 10)
+    await ingest_documents(documents(40), store=store, embedder=embedder, collection="c")
+    await partitions.promote(database, "c")
+    indexes: list[int] = []
+
+    def see(event: ingest.IngestEvent) -> None:
+        if event.status == "added":  # by the catalogue alone, which waits for no lock
+            indexes.append(len(sql.execute("select from pg_class where relname like '%\\_hnsw\\_%'").fetchall()))
+
+    await ingest_documents(documents(55), store=store, embedder=embedder, collection="c", progress=see)
+    assert set(indexes) == {1}  # 15 are not many
+    indexes.clear()
+    await ingest_documents(documents(150), store=store, embedder=embedder, collection="c", progress=see)
+    assert indexes[0] == 1
+    assert indexes[-1] == 0
+    see(ingest.IngestEvent("added", ""))
+    assert indexes[-1] == 1
+    assert len(await everything(store)) == 150
+
+
+async def test_a_large_load_that_was_killed_gets_its_index_from_the_next_run(
+    sql: Sql, database: Database, store: PgStore, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "DEMOTE_BELOW", 10)
+    monkeypatch.setattr(ingest, "ANALYZE_FROM", 10)
+    await ingest_documents(documents(40), store=store, embedder=embedder, collection="c")
+    await partitions.promote(database, "c")
+    assert await store.expect_load("c")  # as far as the run that was killed came
+    assert len(await everything(store)) == 40
+    await ingest_documents(documents(40), store=store, embedder=embedder, collection="c")
+    assert len(sql.execute("select from pg_indexes where indexdef like '%hnsw%'").fetchall()) == 1
+
+
 async def test_the_index_of_a_space_that_was_switched_to_is_built(
     sql: Sql, database: Database, store: PgStore, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

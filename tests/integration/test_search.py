@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
 from orchestrator.database import Database
@@ -155,6 +157,31 @@ async def test_a_vector_with_nan_is_refused(store: PgStore, embedder: HashEmbedd
     await fill(store, embedder)
     with pytest.raises(InputError, match="not finite"):
         await store.search(SearchRequest("x", [math.nan] * 64, collection="c", k=3))
+
+
+@pytest.mark.parametrize("vector", [[], [0.5] * 17_000])
+async def test_a_vector_of_no_possible_length_is_refused(
+    store: PgStore, embedder: HashEmbedder, vector: list[float]
+) -> None:
+    await fill(store, embedder)
+    with pytest.raises(InputError):
+        await store.search(SearchRequest("x", vector, collection="c", k=3))
+
+
+async def test_a_search_answers_though_all_connections_were_cut_since_the_last(
+    store: PgStore, embedder: HashEmbedder, database: Database
+) -> None:
+    await fill(store, embedder)
+    request = SearchRequest("annual leave", (await embedder.embed(["annual leave"]))[0], collection="c", k=3)
+    before = await asyncio.gather(*(store.search(request) for _ in range(8)))
+
+    async with await psycopg.AsyncConnection.connect(database._url, autocommit=True) as connection:
+        await connection.execute(
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()"
+        )
+
+    assert await asyncio.gather(*(store.search(request) for _ in range(8))) == before
 
 
 async def test_question_of_100_kb_is_searched(store: PgStore, embedder: HashEmbedder) -> None:

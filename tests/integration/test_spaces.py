@@ -1,5 +1,7 @@
 """Changing the embedding model: filled beside the serving space, resumable, switched as a whole and back (row E9)."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from orchestrator.database import Database
@@ -9,9 +11,21 @@ from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.spaces import drop, fill, judge, list_spaces, switch
 from orchestrator.knowledge.store import PgStore
 from orchestrator.testing import HashEmbedder
-from orchestrator.types import Document, SearchRequest
+from orchestrator.types import ChunkVectors, Document, QuestionVectors, SearchRequest
 
 OLD, NEW = HashEmbedder(64), HashEmbedder(128)
+
+
+class Tokens(HashEmbedder):
+    """Of the same space, with a vector for the one token of each text."""
+
+    letters_per_piece = (1.0, 2.0)
+
+    async def embed_tokens(self, texts: Sequence[str]) -> list[ChunkVectors]:
+        return [ChunkVectors(vector, b"12345678") for vector in await self.embed(texts)]
+
+    async def embed_question(self, text: str) -> QuestionVectors:
+        return QuestionVectors(self._vector(text), b"", ())
 
 
 def documents(count: int = 300) -> list[Document]:
@@ -64,6 +78,19 @@ async def test_a_fill_that_was_stopped_goes_on(database: Database, filled: PgSto
 
     assert await fill(database, collection, NEW) == 44
     await switch(database, collection, NEW.space)
+
+
+async def test_token_vectors_are_filled_in_where_the_re_ranker_was_none(database: Database, filled: PgStore) -> None:
+    collection = await filled.collection("c")
+    before = await database.fetch("select chunk_id, embedding::text from vectors order by chunk_id")
+
+    assert await fill(database, collection, OLD) == 0  # it has none to give
+    assert await fill(database, collection, Tokens(64)) == 300
+    assert await fill(database, collection, Tokens(64)) == 0
+
+    assert await database.fetch("select chunk_id, embedding::text from vectors order by chunk_id") == before
+    row = await database.fetch_one("select count(*) as n, min(tokens) as low, max(tokens) as high from vectors")
+    assert (row.n, row.low, row.high) == (300, b"12345678", b"12345678")
 
 
 async def test_what_came_or_went_meanwhile_is_noticed(database: Database, filled: PgStore) -> None:

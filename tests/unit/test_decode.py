@@ -9,7 +9,7 @@ import hypothesis.strategies
 import pytest
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.decode import clean_text, decode_text
+from orchestrator.knowledge.sources.decode import clean_text, decode_text
 
 RUSSIAN = (
     "Сотрудники имеют тридцать дней отпуска в год. Заявление подаётся в календаре, и начальник его подтверждает. " * 3

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from orchestrator.errors import InputError, LoadError, TooLargeError
-from orchestrator.knowledge.fetch import Fetcher, is_public, is_url
-from orchestrator.knowledge.kinds import suffix_of
+from orchestrator.knowledge.sources.fetch import Fetcher, is_public, is_url
+from orchestrator.knowledge.sources.kinds import suffix_of
 
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>hello"
 PUBLIC = "93.184.215.14"

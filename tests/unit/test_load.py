@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import InputError
-from orchestrator.knowledge.load import Loader, LoadFailure, load_path
-from orchestrator.knowledge.worker import bare_environment
+from orchestrator.knowledge.sources.load import Loader, LoadFailure, load_path
+from orchestrator.knowledge.sources.worker import bare_environment
 from orchestrator.types import Document
 
 

@@ -142,6 +142,28 @@ def test_grams_of_nothing_cover_nothing(question: str, texts: list[str]) -> None
     assert fuse.gram_coverage(question, texts) == [0.0] * len(texts)
 
 
+LETTERS = st.text("abcde C-_.\u00e9\u00df\u0130\u0301\u00bd\ufb01\u5357\u6d77\u3002\U00020000\U0001d4b3\ud800\x00")
+
+
+@given(LETTERS, st.lists(LETTERS, min_size=1, max_size=5))
+def test_grams_are_those_that_stand_in_the_text(question: str, texts: list[str]) -> None:
+    asked, *normal = [fuse._normal(text) for text in (question, *texts)]
+    size = 2 if sum("\u3000" < letter < "\ua000" or letter > "\U0001ffff" for letter in asked) * 4 > len(asked) else 4
+    grams = {asked[i : i + size] for i in range(len(asked) - size + 1)}
+    counts = {gram: n for gram in grams if (n := sum(gram in text for text in normal))}
+    idf = {gram: np.log1p((len(texts) - n + 0.5) / (n + 0.5)) for gram, n in counts.items()}
+    expected = [sum(idf[gram] for gram in idf if gram in text) / max(sum(idf.values()), 1e-9) for text in normal]
+
+    assert fuse.gram_coverage(question, texts) == pytest.approx(expected)
+
+
+@given(LETTERS)
+def test_letters_and_digits_of_any_script_make_a_text_familiar(text: str) -> None:
+    assert fuse.familiarity([text], 4, (0.0, 2.0)) == min(1.0, sum(map(str.isalnum, text)) / 8) * (
+        sum(map(str.isalnum, text)) / 4 <= fuse.UNREAD
+    )
+
+
 def test_maxsim_finds_the_passage_that_holds_the_words() -> None:
     texts = ["alpha beta gamma", "alpha beta delta", "epsilon zeta"]
     words = rows("beta delta")
@@ -215,6 +237,39 @@ async def test_a_late_re_ranker_leaves_the_first_stages_order() -> None:
     assert ids(found) == [0, 1]
     assert found[0].scores["rerank_skipped"] == 1
     assert "rerank" not in found[0].scores
+
+
+async def test_late_token_vectors_of_the_question_leave_the_first_stages_order() -> None:
+    class Slow(WordEmbedder):
+        async def embed_question(self, text: str) -> QuestionVectors:
+            await asyncio.sleep(5)
+            return await super().embed_question(text)
+
+    found = [replace(each, tokens=bytes(DIMENSIONS // 8)) for each in candidates((0.8, 0.8), (0.75, 0.75))]
+
+    ranked = await Ranker(HashEmbedder(), MaxSim(Slow(DIMENSIONS)), budget_s=0.01).rank("words", found, 2)
+
+    assert ids(ranked) == [0, 1]
+    assert ranked[0].scores["rerank_skipped"] == 1
+    assert "maxsim" not in ranked[0].scores
+
+
+async def test_a_weight_of_nought_spares_the_re_ranker() -> None:
+    reranker = Scripted([0.1, 0.9])
+
+    found = await Ranker(HashEmbedder(), reranker).rank(
+        "words", candidates((0.8, 0.8), (0.75, 0.75)), 2, fuse.Weights(0.7, 0.1, 0.0)
+    )
+
+    assert reranker.seen == 0
+    assert not {"rerank", "rerank_skipped"} & set(found[0].scores)
+
+
+async def test_fewer_passages_are_the_first_of_more() -> None:
+    many = candidates(*[(1 - n / 100, 1 - n / 100) for n in range(POOL + 5)])
+    ranker = Ranker(HashEmbedder(), Scripted([n / 100 for n in range(POOL)]))
+
+    assert await ranker.rank("words", many, 3) == (await ranker.rank("words", many, POOL + 2))[:3]
 
 
 async def test_a_re_ranker_that_fails_leaves_the_first_stages_order() -> None:

@@ -8,8 +8,8 @@ from datetime import date, datetime
 from typing import Any
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.decode import clean_text
-from orchestrator.knowledge.kinds import MARKDOWN, RST
+from orchestrator.knowledge.sources.decode import clean_text
+from orchestrator.knowledge.sources.kinds import MARKDOWN, RST
 from orchestrator.types import Document, start_of
 
 MAX_ID = 500  # characters; the index on it takes about 2,700 bytes

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from orchestrator.errors import TooLargeError
-from orchestrator.knowledge.decode import decode_text
+from orchestrator.knowledge.sources.decode import decode_text
 
 BLOCK = 1 << 20
 

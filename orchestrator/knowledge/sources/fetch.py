@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from orchestrator.errors import InputError, LoadError, TooLargeError
-from orchestrator.knowledge.kinds import suffix_of
+from orchestrator.knowledge.sources.kinds import suffix_of
 
 MAX_REDIRECTS = 5
 MAX_URL = 2_000

@@ -9,10 +9,10 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.archive import Archive, refuse_doctype
-from orchestrator.knowledge.decode import decode_text
-from orchestrator.knowledge.frames import Parsed
-from orchestrator.knowledge.html import html_to_text
+from orchestrator.knowledge.sources.archive import Archive, refuse_doctype
+from orchestrator.knowledge.sources.decode import decode_text
+from orchestrator.knowledge.sources.frames import Parsed
+from orchestrator.knowledge.sources.html import html_to_text
 
 CONTAINER = "META-INF/container.xml"
 FACTS = ("creator", "language", "publisher", "date", "identifier")

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge import frames, parse, sandbox
-from orchestrator.knowledge.frames import Parsed, Trouble
+from orchestrator.knowledge.sources import frames, parse, sandbox
+from orchestrator.knowledge.sources.frames import Parsed, Trouble
 
 log = logging.getLogger(__name__)
 

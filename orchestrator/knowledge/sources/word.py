@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.archive import Archive
-from orchestrator.knowledge.frames import Parsed, paged
+from orchestrator.knowledge.sources.archive import Archive
+from orchestrator.knowledge.sources.frames import Parsed, paged
 
 
 def read_docx(data: bytes) -> Parsed:

@@ -9,10 +9,10 @@ from email.message import EmailMessage
 from typing import Any
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.decode import clean_text, decode_text
-from orchestrator.knowledge.frames import Parsed, Trouble
-from orchestrator.knowledge.html import html_to_text
-from orchestrator.knowledge.kinds import MAIL
+from orchestrator.knowledge.sources.decode import clean_text, decode_text
+from orchestrator.knowledge.sources.frames import Parsed, Trouble
+from orchestrator.knowledge.sources.html import html_to_text
+from orchestrator.knowledge.sources.kinds import MAIL
 
 MAX_PARTS = 200
 HEADERS = ("From", "To", "Cc", "Date", "Subject")

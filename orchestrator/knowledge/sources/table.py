@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.decode import decode_text
-from orchestrator.knowledge.frames import MAX_TEXT, Parsed
+from orchestrator.knowledge.sources.decode import decode_text
+from orchestrator.knowledge.sources.frames import MAX_TEXT, Parsed
 
 SAMPLE = 16_384  # characters that the separator is guessed from
 _NUMBER = re.compile(r"[-+]?[\d.,]+(?:[eE][-+]?\d+)?%?")

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.frames import Parsed, paged
+from orchestrator.knowledge.sources.frames import Parsed, paged
 
 MAX_CHARACTERS = 32_000_000
 FACTS = ("author", "subject", "keywords", "creator", "producer")

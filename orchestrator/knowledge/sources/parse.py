@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-if __name__ == "__main__" and str(Path(__file__).resolve().parents[2]) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # its parent found a checkout by the current folder
+if __name__ == "__main__" and str(Path(__file__).resolve().parents[3]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # its parent found a checkout by the current folder
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge import frames, sandbox
-from orchestrator.knowledge.frames import Parsed, Trouble
-from orchestrator.knowledge.kinds import JSON_LINES, MAILBOX, MEDIA_TYPES, READERS
+from orchestrator.knowledge.sources import frames, sandbox
+from orchestrator.knowledge.sources.frames import Parsed, Trouble
+from orchestrator.knowledge.sources.kinds import JSON_LINES, MAILBOX, MEDIA_TYPES, READERS
 
 MAX_DEPTH = 3  # a mail in a mail in a mail
 FREE_TEXT = 1_000_000  # characters that any file may become; more than this must not be made out of next to nothing
@@ -31,35 +31,35 @@ CHARSET = "charset="
 def read(kind: str, data: bytes, hint: str = "", depth: int = 0) -> Iterator[Parsed | Trouble]:
     """The documents in the bytes of a file; ``hint`` is its name or charset. Raises LoadError and whatever a library does."""
     if kind == "html":
-        from orchestrator.knowledge.html import read_html
+        from orchestrator.knowledge.sources.html import read_html
 
         yield read_html(data, hint.removeprefix(CHARSET) if hint.startswith(CHARSET) else None)
     elif kind == "pdf":
-        from orchestrator.knowledge.pdf import read_pdf
+        from orchestrator.knowledge.sources.pdf import read_pdf
 
         yield read_pdf(data)
     elif kind == "docx":
-        from orchestrator.knowledge.word import read_docx
+        from orchestrator.knowledge.sources.word import read_docx
 
         yield read_docx(data)
     elif kind == "pptx":
-        from orchestrator.knowledge.slides import read_pptx
+        from orchestrator.knowledge.sources.slides import read_pptx
 
         yield read_pptx(data)
     elif kind == "xlsx":
-        from orchestrator.knowledge.sheets import read_xlsx
+        from orchestrator.knowledge.sources.sheets import read_xlsx
 
         yield read_xlsx(data)
     elif kind == "csv":
-        from orchestrator.knowledge.table import read_csv
+        from orchestrator.knowledge.sources.table import read_csv
 
         yield read_csv(data, hint.endswith(".tsv"))
     elif kind == "epub":
-        from orchestrator.knowledge.epub import read_epub
+        from orchestrator.knowledge.sources.epub import read_epub
 
         yield read_epub(data)
     else:
-        from orchestrator.knowledge.mail import read_mail
+        from orchestrator.knowledge.sources.mail import read_mail
 
         yield from read_mail(data, lambda name, inner: read_attachment(name, inner, depth + 1))
 
@@ -90,8 +90,8 @@ def read_attachment(name: str, data: bytes, depth: int) -> Iterator[Parsed | Tro
 
 def read_text(data: bytes, media_type: str) -> Iterator[Parsed]:
     """A text file as it is."""
-    from orchestrator.knowledge.decode import decode_text
-    from orchestrator.knowledge.document import first_heading
+    from orchestrator.knowledge.sources.decode import decode_text
+    from orchestrator.knowledge.sources.document import first_heading
 
     text, notes = decode_text(data)
     yield Parsed(text, first_heading(text, media_type), notes=notes)

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from orchestrator.errors import InputError, LoadError, TooLargeError
-from orchestrator.knowledge.decode import clean_text, decode_text
-from orchestrator.knowledge.document import (
+from orchestrator.knowledge.sources.decode import clean_text, decode_text
+from orchestrator.knowledge.sources.document import (
     MAX_FRONT_MATTER,
     first_heading,
     make_document,
     parse_valid_from,
     read_front_matter,
 )
-from orchestrator.knowledge.fetch import Fetched, is_url
-from orchestrator.knowledge.frames import Parsed, Trouble
-from orchestrator.knowledge.kinds import CODE, JSON_LINES, MAILBOX, MARKDOWN, MEDIA_TYPES, READERS
-from orchestrator.knowledge.lines import read_lines, read_messages
-from orchestrator.knowledge.worker import Worker
+from orchestrator.knowledge.sources.fetch import Fetched, is_url
+from orchestrator.knowledge.sources.frames import Parsed, Trouble
+from orchestrator.knowledge.sources.kinds import CODE, JSON_LINES, MAILBOX, MARKDOWN, MEDIA_TYPES, READERS
+from orchestrator.knowledge.sources.lines import read_lines, read_messages
+from orchestrator.knowledge.sources.worker import Worker
 from orchestrator.types import Document
 
 MAX_BYTES = 32_000_000

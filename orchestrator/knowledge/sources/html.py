@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.decode import decode_text
-from orchestrator.knowledge.frames import Parsed
+from orchestrator.knowledge.sources.decode import decode_text
+from orchestrator.knowledge.sources.frames import Parsed
 
 _DROPPED = {"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "nav", "select", "button"}
 _BLOCKS = {

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.archive import Archive
-from orchestrator.knowledge.frames import Parsed, paged
-from orchestrator.knowledge.table import table_lines
+from orchestrator.knowledge.sources.archive import Archive
+from orchestrator.knowledge.sources.frames import Parsed, paged
+from orchestrator.knowledge.sources.table import table_lines
 
 
 def read_xlsx(data: bytes) -> Parsed:

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, BinaryIO
 
 from orchestrator.errors import LoadError
-from orchestrator.knowledge.decode import clean_text
+from orchestrator.knowledge.sources.decode import clean_text
 
 MAX_HEADER = 4_000_000  # bytes; the page offsets of 300,000 pages
 MAX_TEXT = 64_000_000  # bytes of text that one file may become
