@@ -30,6 +30,7 @@ SQL_FILES = (
     "queries.sql",
     "tenants.sql",
     "ledger.sql",
+    "feedback.sql",
     "knowledge/queries.sql",
     "knowledge/write.sql",
     "knowledge/time.sql",
@@ -38,6 +39,7 @@ SQL_FILES = (
     "knowledge/spaces.sql",
     "knowledge/partitions.sql",
     "behaviour/queries.sql",
+    "behaviour/service.sql",
 )
 
 _NEXT_STEP = (
