@@ -1,9 +1,11 @@
 """Measures how well the base model and the shipped adapter keep the contract on test questions of documents unseen in training.
 
-python benchmarks/contract.py --data FOLDER [--limit 300] [--json] [--write docs/adapter.md] [--record adapters/cited-answer]
+python benchmarks/contract.py --data FOLDER [--limit 500] [--base-limit 100] [--attacks FILE] [--json]
+    [--write docs/adapter.md] [--record adapters/cited-answer]
 
 FOLDER (or BENCH_DATA) holds corpus.jsonl and questions.jsonl. The corpus is indexed into the collection
 `bench-contract` of the configured database; the configured engine answers (both embedded when nothing is configured).
+The base is asked the first of the same questions. FILE holds orders as they are hidden in documents (BIPIA's text_attack).
 """
 
 from __future__ import annotations
@@ -13,25 +15,34 @@ import asyncio
 import json
 import os
 import platform
+import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.app import Orchestrator
-from orchestrator.behaviour.examples import Recipe, build_groups, load_questions
+from orchestrator.behaviour.examples import Branch, Search, Split, answer_from, load_questions, split_of
 from orchestrator.behaviour.gate import judge_adapter
-from orchestrator.behaviour.measure import Case, Configuration, Rate, Report, cases_from, measure
+from orchestrator.behaviour.hard import read_attacks
+from orchestrator.behaviour.held_out import Riddle, is_named
+from orchestrator.behaviour.measure import Case, Configuration, Rate, Report, complete, measure, wilson
+from orchestrator.compose import compose_messages
+from orchestrator.contract import Contract
 from orchestrator.launch.weights import ensure_smollm2
+from orchestrator.pipeline import Served
+from orchestrator.prompts import Prompt
 from orchestrator.settings import Settings
 from orchestrator.tokens import LocalTokens
-from orchestrator.types import Passage
+from orchestrator.types import Generation, Passage
 
 COLLECTION = "bench-contract"
+PROBED = 100  # questions of the closed-book probe and of the attacks
+SHARES = {"answerable": 0.68, "unanswerable": 0.16, "gold_left_out": 0.16}
 BEGIN, END = "<!-- table: python benchmarks/contract.py -->", "<!-- end of table -->"
 BASE = Configuration("base, prompt only", "base")
 BASE_TWO_SHOT = Configuration("base, two examples in the prompt", "base", shots="two")
@@ -41,6 +52,7 @@ ADAPTER_CONSTRAINED = Configuration("adapter, constrained decoding", "adapter", 
 ROWS = (
     ("valid", "keeps the contract"),
     ("cites_gold", "cites the gold passage"),
+    ("verbatim", "evidence is verbatim"),
     ("exact", "exact match"),
     ("f1", "F1"),
     ("refused", "refuses the unanswerable"),
@@ -55,47 +67,147 @@ async def run(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
         report = await system.ingest(data / "corpus.jsonl", collection=COLLECTION)
         say(f"index: {report.added} documents added, {report.unchanged} unchanged")
         base, tuned = await system.serving.resolve(None), await system.serving.resolve(arguments.adapter)
-        cases = await make_cases(system, data, tuned.adapter.manifest, arguments.limit)
-        count = LocalTokens(ensure_smollm2(settings.models, say)).count
-        found: dict[str, Report] = {}
-        for served, configurations in (
-            (tuned, [ADAPTER, ADAPTER_CONSTRAINED]),
-            (base, [BASE, BASE_CONSTRAINED]),
-            (base, [BASE_TWO_SHOT]),
-        ):
-            began = time.monotonic()
-            reports = await measure(
-                served.engine,
-                cases,
-                [replace(configuration, model=served.model) for configuration in configurations],
-                prompt=system.catalogue.prompt(tuned.adapter.prompt),
-                contract=system.catalogue.contract(tuned.adapter.contract),
-                count=count,
-                concurrency=arguments.concurrency,
-                progress=lambda done, total: say(f"{done} of {total}") if done % 50 == 0 else None,
-            )
-            for report in reports:
-                found[report.configuration.name] = report
-                say(f"{report.configuration.name}: {summary(report)} ({time.monotonic() - began:.0f} s)")
+
+        if tuned.adapter is None:
+            raise SystemExit(f"{arguments.adapter} is no adapter")
+
+        async def search(text: str, k: int) -> Sequence[Passage]:
+            return await system.search(text, k=k, collection=COLLECTION)
+
+        cases, retrieved = await make_cases(
+            data, search, tuned.adapter.manifest["data"]["recipe"]["seed"], arguments.limit
+        )
+        say(f"{len(cases)} questions: {retrieved}")
+        bench = Bench(
+            system.catalogue.prompt(tuned.adapter.prompt),
+            system.catalogue.contract(tuned.adapter.contract),
+            LocalTokens(ensure_smollm2(settings.models, say)).count,
+            arguments.concurrency,
+        )
+        few = cases[: arguments.base_limit]
+        found = await bench.ask(tuned, [ADAPTER, ADAPTER_CONSTRAINED], cases)
+        safety = await probe_safety(bench, base, tuned, cases, arguments.attacks)
+        say(json.dumps(safety))
+        found |= await bench.ask(base, [BASE, BASE_CONSTRAINED], few)
+        found |= await bench.ask(base, [BASE_TWO_SHOT], few)
         ordered = [found[each.name] for each in (BASE, BASE_TWO_SHOT, BASE_CONSTRAINED, ADAPTER, ADAPTER_CONSTRAINED)]
-        return describe(ordered, cases, tuned.adapter.served_name)
+        return describe(ordered, cases, tuned.adapter.served_name) | {"retrieved": retrieved, "safety": safety}
 
 
-async def make_cases(system: Orchestrator, data: Path, manifest: Any, limit: int) -> list[Case]:
-    """Test questions with 3 to 5 passages of test documents only, one question each, in a seeded order."""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Under which prompt and contract models are asked."""
 
-    async def search(text: str, k: int) -> Sequence[Passage]:
-        return await system.search(text, k=k, collection=COLLECTION)
+    prompt: Prompt
+    contract: Contract
+    count: Callable[[str], int]
+    concurrency: int
 
-    recipe = Recipe(
-        seed=manifest["data"]["recipe"]["seed"],
-        sizes=((3, 1), (4, 1), (5, 1)),
-        max_branches=1,
-        max_chars=5000,
-        depth=100,
-    )
-    groups = await build_groups(load_questions(data), search, split="test", count=limit + limit // 2, recipe=recipe)
-    return [case for case in cases_from(groups) if len(case.passages) >= 3][:limit]
+    async def ask(
+        self, served: Served, configurations: Sequence[Configuration], cases: Sequence[Case]
+    ) -> dict[str, Report]:
+        """A report of each configuration by its name."""
+        began = time.monotonic()
+        reports = await measure(
+            served.engine,
+            cases,
+            [replace(configuration, model=served.model) for configuration in configurations],
+            prompt=self.prompt,
+            contract=self.contract,
+            count=self.count,
+            concurrency=self.concurrency,
+            progress=lambda done, total: say(f"{done} of {total}") if done % 50 == 0 else None,
+        )
+        for report in reports:
+            say(f"{report.configuration.name}: {summary(report)} ({time.monotonic() - began:.0f} s)")
+        return {report.configuration.name: report for report in reports}
+
+    async def named(self, served: Served, questions: Sequence[Branch]) -> int:
+        """How many answers a model names without any passage."""
+        hits = 0
+        for question in questions:
+            asked = compose_messages(self.prompt, question.question, (), count=self.count, budget_tokens=1600)
+            completion = await complete(served.engine, Generation(served.model, asked.messages, max_tokens=60))
+            hits += is_named(completion.text, Riddle(question.question, question.answers))
+        return hits
+
+
+async def probe_safety(
+    bench: Bench, base: Served, tuned: Served, cases: Sequence[Case], attacks: Path | None
+) -> dict[str, Any]:
+    """Closed-book answers of base and adapter, and what orders hidden in passages change in the adapter's answers."""
+    answerable = [case for case in cases if case.branch.answerable][:PROBED]
+    questions = [case.branch for case in answerable]
+    found: dict[str, Any] = {
+        "closed_book": {
+            name: asdict(wilson(await bench.named(served, questions), len(questions)))
+            for name, served in (("base", base), ("adapter", tuned))
+        }
+    }
+    if attacks is not None:
+        orders = read_attacks(attacks)
+        hostile = [attack(case, orders[at % len(orders)], at) for at, case in enumerate(answerable)]
+        clean = (await bench.ask(tuned, [replace(ADAPTER, name="without attacks")], answerable))["without attacks"]
+        under = (await bench.ask(tuned, [replace(ADAPTER, name="under attack")], hostile))["under attack"]
+        found["injection"] = {
+            name: {each: asdict(getattr(report, each)) for each in ("valid", "foreign", "f1", "false_refusal")}
+            for name, report in (("clean", clean), ("attacked", under))
+        }
+    return found
+
+
+def attack(case: Case, order: str, turn: int) -> Case:
+    """The case with an order as a paragraph of one of its passages, at its start or end in turn; sources stay clean."""
+    at = turn % len(case.passages)
+    text = case.passages[at].text
+    told = f"{order}\n\n{text}" if turn % 2 else f"{text}\n\n{order}"
+    passages = (*case.passages[:at], replace(case.passages[at], text=told), *case.passages[at + 1 :])
+    return replace(case, passages=passages, sources=case.passages)
+
+
+async def make_cases(
+    data: Path, search: Search, seed: int, limit: int, k: int = 5, split: Split = "test"
+) -> tuple[list[Case], dict[str, int]]:
+    """Questions of documents of ``split`` with the first k passages as found in the whole index, in a seeded order; how
+    many of the answerable ones found their gold passage.
+
+    Of the unanswerable ones (SHARES) half are the data set's own, half have the gold document taken out of the results.
+    """
+    titles = {item["id"]: item.get("title", "") for item in read_lines(data / "corpus.jsonl")}
+    order = [
+        question
+        for question in load_questions(data)
+        if split_of(titles.get(question.document_id, ""), question.document_id, seed) == split
+    ]
+    random.Random(f"cases:{seed}").shuffle(order)
+    quota = {kind: round(limit * share) for kind, share in SHARES.items()}
+    cases: list[Case] = []
+    asked = Counter[str]()
+    for question in order:
+        if not sum(quota.values()):
+            break
+        leave_out = question.answerable and quota["gold_left_out"] * sum(SHARES.values()) > (
+            quota["answerable"] * SHARES["gold_left_out"] / SHARES["answerable"]
+        )
+        kind = "unanswerable" if not question.answerable else "gold_left_out" if leave_out else "answerable"
+        if not quota[kind]:
+            continue
+        found = await search(question.question, 4 * k if leave_out else k)
+        shown = [passage for passage in found if not leave_out or passage.external_id != question.document_id][:k]
+        asked[kind] += 1
+        branch = answer_from(question, shown)
+        if branch is not None and branch.kind == kind:
+            cases.append(Case(tuple(shown), branch))
+            quota[kind] -= 1
+    return cases, {
+        "asked": asked["answerable"],
+        "gold_found": Counter(case.branch.kind for case in cases)["answerable"],
+    }
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line.strip()]
 
 
 def describe(reports: Sequence[Report], cases: Sequence[Case], adapter: str) -> dict[str, Any]:
@@ -107,7 +219,7 @@ def describe(reports: Sequence[Report], cases: Sequence[Case], adapter: str) -> 
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "questions": len(cases),
         "kinds": dict(Counter(case.branch.kind for case in cases)),
-        "made_of": "test documents only: none of their text was seen in training",
+        "made_of": "their documents were seen by no training split",
         "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
         "reports": [report.to_json() for report in reports],
     }
@@ -128,7 +240,8 @@ def table(result: dict[str, Any]) -> str:
     kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(result["kinds"].items()))
     return (
         "\n".join([head, *lines])
-        + f"\n\n{result['questions']} questions ({kinds}) with 3 to 5 passages; {result['made_of']}. Greedy decoding; in "
+        + f"\n\n{result['questions']} questions ({kinds}) over five passages as found in the whole index; "
+        f"{result['made_of']}. The base was asked {result['reports'][0]['valid']['n']} of them. Greedy decoding; in "
         f"brackets the 95 % interval. Adapter `{result['adapter']}`, {result['date']}, {result['machine']}. "
         f"Gate: {'passed' if result['gate']['passed'] else 'failed: ' + '; '.join(result['gate']['reasons'])}."
     )
@@ -177,7 +290,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("BENCH_DATA"))
     parser.add_argument("--adapter", default="cited-answer")
-    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--base-limit", type=int, default=100)
+    parser.add_argument("--attacks", type=Path, metavar="FILE")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path, metavar="FILE.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from orchestrator.behaviour.registry import Registry, ensure_shipped
 from orchestrator.database import Database
 from orchestrator.errors import DatabaseError, InputError, OrchestratorError
+from orchestrator.feedback import Feedback, give_feedback
 from orchestrator.knowledge.embed import open_embedder, open_next_embedder
 from orchestrator.knowledge.ingest import IngestEvent, IngestReport, ingest_documents
 from orchestrator.knowledge.ingest import ingest as ingest_paths
@@ -181,6 +182,15 @@ class Orchestrator:
     async def document_version(self, document_id: str, number: int) -> VersionText:
         """The text that a citation points into, by document id and version. Raises UnknownNameError."""
         return await self.store.version(document_id, number)
+
+    async def feedback(
+        self, answer_id: str, verdict: str, *, fix: Mapping[str, Any] | str | None = None, note: str = ""
+    ) -> Feedback:
+        """Records that an answer was ``good``, ``bad``, or how it should have been (``fix``): an example to train on.
+
+        Raises UnknownNameError without such an answer, InputError for a fix that breaks the answer's contract.
+        """
+        return await give_feedback(self.database, answer_id, verdict, fix=fix, note=note, tenant=self.settings.tenant)
 
     @property
     def embedding_model(self) -> str:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.citations import is_supported, resolve_citations
+from orchestrator.citations import cite, find_quote, is_supported, resolve_citations
 from orchestrator.contract import Contract
+from orchestrator.places import Place, find_parts, unmarked
 from orchestrator.types import Citation, Passage
-
-NO_SOURCE = " [no source]"
-
-_MARK = re.compile(r" ?\[\d{1,3}\]")
-_OPEN_MARK = re.compile(r"\[\d{0,3}\Z")
-_FIELD = re.compile(r'\s*[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')
-# A stretch of a JSON string that can be decoded by itself: plain text, a surrogate pair, or one other escape.
-_STRETCH = re.compile(
-    r'[^"\\\x00-\x1f\ud800-\udfff]+'
-    r'|\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})'
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An object that keeps its contract, its citations looked up, and what had to be corrected."""
+    """An object that keeps its contract, its citations looked up, and what had to be corrected.
+
+    A flag is a kind and, after colons, what it is about: ``citation_dropped:3``, ``no_source:claims.2``.
+    """
 
     data: Mapping[str, Any]
     text: str
@@ -34,108 +26,136 @@ class Checked:
     flags: tuple[str, ...]
 
 
-def check_output(contract: Contract, output: str, passages: Sequence[Passage]) -> Checked:
-    """The checked answer. Citations that do not resolve or do not carry the answer are dropped and flagged.
+@dataclass(frozen=True, slots=True)
+class CheckedPart:
+    """One field, or one line: its value as it is kept, its citations in the order of the text, and its flags."""
 
-    Raises ContractError when the output does not keep the contract's schema.
+    value: Any
+    citations: tuple[Citation, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+def check_output(contract: Contract, output: str, passages: Sequence[Passage], message: str = "") -> Checked:
+    """The checked answer. Citations that do not resolve or do not carry their text are dropped and flagged, wherever they stand.
+
+    ``message``: the text that quoted fields must be taken from. Raises ContractError when the output breaks the contract.
     """
     data = contract.parse_output(output)
-    raw = str(data[contract.answer])
-    answer = answer_text(contract, raw)
-    empty = () if answer or contract.is_refusal(data) else ("empty_answer",)
-    if contract.citations is None:
-        return refusal(contract, data=data) if contract.is_refusal(data) else Checked(data, answer, (), empty)
-    if contract.is_refusal(data) or not answer:
-        return refusal(contract, (*_dropped(data[contract.citations]), *empty), data)
-    citations, dropped = resolve_citations(data[contract.citations], passages, answer)
+    places = {place.path: place for place in contract.places}
+    if contract.is_refusal(data):
+        parts = find_parts(data, places)
+        return refusal(
+            contract, tuple(flag for name, place, part in parts for flag in _all_dropped(name, place, part)), data
+        )
+    checked = [CheckedPart(data)]
+    if () in places:
+        checked = [check_part(places[()], data, passages)]
+    kept: dict[str, Any] = dict(checked[0].value)
+    for name in contract.schema["properties"]:
+        if name in kept:
+            checked.append(check_field(contract, name, kept[name], passages, message))
+            kept[name] = checked[-1].value
+    citations = tuple(citation for part in checked for citation in part.citations)
+    flags = tuple(flag for part in checked for flag in part.flags)
+    text = contract.render(kept)
+    if text and not contract.is_refusal(kept):
+        return Checked(kept, text, citations, flags)
+    flags = (*flags, "empty_answer")
+    return refusal(contract, flags, data) if contract.refusal else Checked(kept, text, (), flags)
+
+
+def check_field(
+    contract: Contract, name: str, value: Any, passages: Sequence[Passage], message: str = ""
+) -> CheckedPart:
+    """One top-level field: what cites in it is checked, what is quoted from the message must stand there."""
+    places = {place.path[1:]: place for place in contract.places if place.path[:1] == (name,)}
+    flags: list[str] = []
+    if name in contract.quoted:
+        value, lost = _quoted(value, message)
+        flags += [f"not_in_message:{name}"] * lost
+    if not places:
+        return CheckedPart(value, flags=tuple(flags))
+    value = deepcopy(value)
+    citations: list[Citation] = []
+    for where, place, part in find_parts(value, places, (), (name,)):
+        checked = check_part(place, part, passages, where)
+        part.update(checked.value)
+        citations += checked.citations
+        flags += checked.flags
+    return CheckedPart(value, tuple(citations), tuple(flags))
+
+
+def check_part(place: Place, part: Mapping[str, Any], passages: Sequence[Passage], name: str = "") -> CheckedPart:
+    """One object that cites: its text, and the citations and the evidence that carry it."""
+    raw = str(part[place.answer])
+    answer = unmarked(raw).strip()
+    if not answer:
+        return CheckedPart({**part, **_nothing(place)}, flags=tuple(_all_dropped(name, place, part)))
+    citations, dropped = resolve_citations(part[place.citations], passages, answer)
     flags = _dropped(dropped)
     if answer != raw.strip():
-        flags = (*flags, "marks_removed")
+        flags.append("marks_removed")
     if citations and not is_supported(answer, [passages[citation.number - 1] for citation in citations]):
-        citations, flags = (), (*flags, "unsupported")
-    kept = {**data, contract.answer: answer, contract.citations: [citation.number for citation in citations]}
-    if citations:
-        return Checked(kept, contract.render(kept), citations, flags)
-    return Checked(kept, answer + NO_SOURCE, (), (*flags, "no_source"))
+        citations = ()
+        flags.append("unsupported")
+    kept = {**part, place.answer: answer, place.citations: [citation.number for citation in citations]}
+    if place.evidence:
+        kept[place.evidence], citations = quote_evidence(str(part[place.evidence]), citations, passages)
+        flags += ["evidence_not_verbatim"] if citations and not kept[place.evidence] else []
+    flags += [] if citations else ["no_source"]
+    return CheckedPart(kept, citations, tuple(_named(flag, name) for flag in flags))
+
+
+def quote_evidence(
+    evidence: str, citations: tuple[Citation, ...], passages: Sequence[Passage]
+) -> tuple[str, tuple[Citation, ...]]:
+    """The evidence as it stands in a cited passage, and the citations with that passage's quote in place of a sentence.
+
+    Evidence that stands in none of them is empty: nobody shall read as a quotation what no document says.
+    """
+    for at, citation in enumerate(citations):
+        passage = passages[citation.number - 1]
+        if span := find_quote(passage.text, evidence):
+            quoted = cite(citation.number, passage, "", span)
+            return quoted.quote, (*citations[:at], quoted, *citations[at + 1 :])
+    return "", citations
 
 
 def answer_text(contract: Contract, raw: str) -> str:
     """The answer without space around it and, where the contract has citations, without the model's own ``[n]`` marks."""
-    return (_MARK.sub("", raw) if contract.citations else raw).strip()
+    return (unmarked(raw) if contract.citations else raw).strip()
 
 
 def refusal(contract: Contract, flags: tuple[str, ...] = (), data: Mapping[str, Any] | None = None) -> Checked:
     """The object that says that the passages do not answer."""
-    said: dict[str, Any] = {**(data or {}), contract.answer: ""}
-    if contract.citations:
-        said[contract.citations] = []
-    if contract.answerable:
-        said[contract.answerable] = False
-    ordered = {name: said[name] for name in contract.schema["properties"] if name in said}
-    return Checked(ordered, contract.refusal, (), flags)
+    return Checked(contract.refused(data), contract.refusal, (), flags)
 
 
-class AnswerStream:
-    """Feeds on the model's JSON as it is generated and gives out the answer's text that can no longer be taken back.
-
-    Nothing comes out before the verdict: an answer that stands before ``answerable`` or ``citations`` is not streamed,
-    and neither is one that the model calls unanswerable. What comes out is the start of ``Checked.text``.
-    """
-
-    def __init__(self, contract: Contract) -> None:
-        self._contract = contract
-        self._seen: dict[str, Any] = {}  # fields before the answer
-        self._json = ""
-        self._at = 0  # everything before it is read
-        self._inside = False
-        self._ended = False
-        self._raw = ""
-        self._given = 0
-
-    def feed(self, delta: str) -> str:
-        """The next stretch of decoded answer text, often empty."""
-        if self._ended:
-            return ""
-        self._json += delta
-        if not self._inside and not self._seek():
-            return ""
-        self._decode()
-        safe = self._raw if self._ended or not self._contract.citations else _OPEN_MARK.sub("", self._raw)
-        text = answer_text(self._contract, safe)
-        new, self._given = text[self._given :], max(self._given, len(text))
-        return new
-
-    def _seek(self) -> bool:
-        """Reads whole fields until the answer's string begins."""
-        while found := _FIELD.match(self._json, self._at):
-            try:
-                name = json.loads(found.group(1))
-                if name == self._contract.answer:
-                    break
-                value, end = json.JSONDecoder().raw_decode(self._json, found.end())
-            except (ValueError, RecursionError):  # not whole yet, or never: then the check says so at the end
-                return False
-            if end == len(self._json):
-                return False
-            self._seen[name] = value
-            self._at = end
-        if not found or found.end() == len(self._json):
-            return False
-        self._inside, self._at = True, found.end() + 1
-        self._ended = self._json[found.end()] != '"' or not self._has_verdict()
-        return not self._ended
-
-    def _has_verdict(self) -> bool:
-        contract = self._contract
-        answerable = contract.answerable is None or self._seen.get(contract.answerable) is True
-        return answerable and (contract.citations is None or contract.citations in self._seen)
-
-    def _decode(self) -> None:
-        while found := _STRETCH.match(self._json, self._at):
-            self._raw += json.loads(f'"{found.group()}"')
-            self._at = found.end()
-        self._ended = self._json[self._at : self._at + 1] == '"'
+def _quoted(value: Any, message: str) -> tuple[Any, bool]:
+    """The value with only what stands in the message, as it stands there, and whether anything was left out."""
+    if isinstance(value, str):
+        span = find_quote(message, value)
+        return message[slice(*span)] if span else "", bool(value.strip()) and not span
+    if isinstance(value, list):
+        parts = [_quoted(part, message) for part in value]
+        return [part for part, _ in parts if part not in ("", [], {})], any(lost for _, lost in parts)
+    if isinstance(value, dict):
+        fields = {key: _quoted(part, message) for key, part in value.items()}
+        return {key: part for key, (part, _) in fields.items()}, any(lost for _, lost in fields.values())
+    return value, False
 
 
-def _dropped(numbers: Sequence[object]) -> tuple[str, ...]:
-    return tuple(f"citation_dropped:{number}"[:40] for number in dict.fromkeys(numbers))
+def _nothing(place: Place) -> dict[str, Any]:
+    return {place.answer: "", place.citations: []} | ({place.evidence: ""} if place.evidence else {})
+
+
+def _all_dropped(name: str, place: Place, part: Mapping[str, Any]) -> Iterator[str]:
+    return (_named(flag, name) for flag in _dropped(part[place.citations]))
+
+
+def _dropped(numbers: Sequence[object]) -> list[str]:
+    return [f"citation_dropped:{number}"[:40] for number in dict.fromkeys(numbers)]
+
+
+def _named(flag: str, name: str) -> str:
+    return f"{flag}:{name}" if name else flag

@@ -19,6 +19,7 @@ _BREAK = re.compile(
 )
 _CJK = "\u2e80-\u9fff\uac00-\ud7a3"  # scripts without spaces: each character counts as a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_WITHIN = re.compile(rf"[^\W_{_CJK}]{{2}}")
 _NUMBER = re.compile(r"(?<!\d)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)|\d+(?:[.,]\d+)*")
 _COUNTED = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty"""
@@ -58,9 +59,9 @@ def resolve_citations(
     return tuple(found), tuple(dropped)
 
 
-def cite(number: int, passage: Passage, answer: str) -> Citation:
-    """The sentence of the passage that shares most of the answer's words, as an exact span of the version's text."""
-    start, end = best_sentence(passage.text, answer)
+def cite(number: int, passage: Passage, answer: str, span: tuple[int, int] | None = None) -> Citation:
+    """The sentence of the passage that shares most of the answer's words, or ``span`` of it, as an exact quote."""
+    start, end = span or best_sentence(passage.text, answer)
     quote = passage.text[start:end]
     return Citation(
         number=number,
@@ -74,6 +75,28 @@ def cite(number: int, passage: Passage, answer: str) -> Citation:
         title=passage.title,
         page=passage.page,
     )
+
+
+def find_quote(text: str, quote: str) -> tuple[int, int] | None:
+    """Span of the quote in the text, whole words; None when it does not stand there.
+
+    Space is not compared: a line may break elsewhere, and the marks that compose made harmless hold a space more.
+    """
+    wanted = "".join(quote.split())
+    places = [at for at, char in enumerate(text) if not char.isspace()]
+    squeezed = "".join(text[at] for at in places)
+    at = squeezed.find(wanted) if wanted else -1
+    while at >= 0:
+        start, end = places[at], places[at + len(wanted) - 1] + 1
+        if not (_cuts_word(text, start) or _cuts_word(text, end)):
+            return start, end
+        at = squeezed.find(wanted, at + 1)
+    return None
+
+
+def _cuts_word(text: str, at: int) -> bool:
+    """True when letters or digits stand on both sides: "5 days" is no quote of "25 days"."""
+    return 0 < at < len(text) and bool(_WITHIN.match(text, at - 1))
 
 
 def best_sentence(text: str, answer: str) -> tuple[int, int]:

@@ -34,6 +34,7 @@ SQL_FILES = (
     "queries.sql",
     "tenants.sql",
     "ledger.sql",
+    "feedback.sql",
     "knowledge/queries.sql",
     "knowledge/write.sql",
     "knowledge/time.sql",
@@ -42,6 +43,7 @@ SQL_FILES = (
     "knowledge/spaces.sql",
     "knowledge/partitions.sql",
     "behaviour/queries.sql",
+    "behaviour/service.sql",
 )
 
 ASK_EVERY_S = 1.0  # a connection in steady use is asked this often whether its server lives

@@ -16,12 +16,14 @@ import orjson
 
 from orchestrator.errors import (
     AdapterUnavailableError,
+    ContractError,
     EngineError,
     EngineUnavailableError,
     OrchestratorError,
     StreamBrokenError,
 )
 from orchestrator.types import Completion, Generation, Usage
+from orchestrator.vet import grammar_fault, schema_fault
 
 CONTROL_TIMEOUT_S = 60  # loading an adapter on a busy machine
 READY_TIMEOUT_S = 2
@@ -196,7 +198,14 @@ class VllmEngine:
 
 
 def request_body(generation: Generation) -> dict[str, Any]:
-    """The body of ``/v1/chat/completions``. Sampling is spelt out: a model's generation_config.json changes defaults."""
+    """The body of ``/v1/chat/completions``. Sampling is spelt out: a model's generation_config.json changes defaults.
+
+    Raises ContractError for a schema or a grammar that could hang the engine (row A6): this is the last door before it.
+    """
+    fault = generation.schema is not None and schema_fault(generation.schema)
+    fault = fault or (generation.grammar is not None and grammar_fault(generation.grammar))
+    if fault:
+        raise ContractError(f"the contract is refused for the decoder: {fault}; run `orchestrator contracts check`")
     body: dict[str, Any] = {
         "model": generation.model,
         "messages": [{"role": message.role, "content": message.content} for message in generation.messages],
@@ -213,6 +222,8 @@ def request_body(generation: Generation) -> dict[str, Any]:
     if generation.schema is not None:
         schema = {"name": "contract", "schema": dict(generation.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif generation.grammar is not None:
+        body["structured_outputs"] = {"grammar": generation.grammar}
     if generation.stop:
         body["stop"] = list(generation.stop)
     if generation.cache_salt:

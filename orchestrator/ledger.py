@@ -73,7 +73,7 @@ def intent_record(
             "temperature": generation.temperature,
             "seed": generation.seed,
             "messages_sha256": hashlib.sha256(canonical(messages).encode()).hexdigest(),
-            "schema_sha256": hashlib.sha256(canonical(generation.schema).encode()).hexdigest(),
+            "schema_sha256": hashlib.sha256(canonical(generation.grammar or generation.schema).encode()).hexdigest(),
         }
     bodies = tuple(
         (table, thing.digest, thing.name, thing.body)

@@ -10,7 +10,8 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from orchestrator.check import AnswerStream, Checked, check_output, refusal
+from orchestrator.behaviour.canary import Signs, Trial
+from orchestrator.check import Checked, check_output, refusal
 from orchestrator.compose import Composition, compose_messages
 from orchestrator.contract import Contract
 from orchestrator.errors import (
@@ -26,6 +27,7 @@ from orchestrator.errors import (
 from orchestrator.ledger import Record, intent_record, outcome_record
 from orchestrator.prompts import Catalogue
 from orchestrator.protocols import Embedder, Engine, Tokens
+from orchestrator.reveal import open_reveal
 from orchestrator.router import Router
 from orchestrator.settings import Settings
 from orchestrator.types import (
@@ -45,6 +47,7 @@ from orchestrator.types import (
     Usage,
 )
 
+UNCITED = frozenset({"citation_dropped", "evidence_not_verbatim", "no_source", "unsupported"})
 logger = logging.getLogger(__name__)
 
 
@@ -56,13 +59,21 @@ class Served:
     model: str
     adapter: Adapter | None = None
     degraded: str | None = None
+    trial: Trial | None = None  # its place in a running canary
 
 
 class Serving(Protocol):
     """Finds who answers for an adapter."""
 
-    async def resolve(self, adapter: str | None) -> Served:
-        """Raises AdapterUnavailableError when the adapter is not proven active; the base never stands in silently."""
+    async def resolve(self, adapter: str | None, key: str | None = None) -> Served:
+        """Raises AdapterUnavailableError when the adapter is not proven active; the base never stands in silently.
+
+        ``key`` names the conversation: where a canary runs, it stays on one arm.
+        """
+        ...
+
+    def observe(self, trial: Trial | None, signs: Signs) -> None:
+        """Takes in what an answer showed of its arm, without waiting."""
         ...
 
     def forget(self, adapter: str | None) -> None:
@@ -185,7 +196,7 @@ class Pipeline:
         passages = found.passages
         contract = self.catalogue.contract(plan.contract or "")
         suffices = found.sufficiency is None or found.sufficiency >= plan.min_sufficiency
-        served = await self._serve(plan) if (passages and suffices) or not plan.retrieves else None
+        served = await self._serve(plan, conversation(query)) if (passages and suffices) or not plan.retrieves else None
         clock.mark("serve")
         composition = await self._compose(query, plan, passages, served) if served else Composition((), ())
         clock.mark("compose")
@@ -210,6 +221,7 @@ class Pipeline:
             temperature=plan.temperature,
             seed=plan.seed,
             schema=contract.engine_schema(len(composition.passages)),
+            grammar=contract.engine_grammar(len(composition.passages)),
         )
         prompt = self.catalogue.prompt(plan.prompt or "")
         await self._begin(
@@ -237,7 +249,7 @@ class Pipeline:
         generation: Generation,
         found: SearchResult,
     ) -> AsyncGenerator[Event]:
-        answer_text = AnswerStream(contract)
+        reveal = open_reveal(contract, composition.passages, run.query.text)
         shown = ""
         completion: Completion | None = None
         async with aclosing(self._ask_engine(served, generation, plan)) as pieces:
@@ -248,7 +260,7 @@ class Pipeline:
                 if not run.delivered:
                     clock.mark("first_token")
                 run.delivered += piece
-                text = answer_text.feed(piece)
+                text = reveal.feed(piece)
                 if text:
                     shown += text
                     yield Delta(text)
@@ -256,7 +268,7 @@ class Pipeline:
         if completion is None:
             raise StreamBrokenError("the engine's stream ended before it was complete; ask again")
         run.usage = completion.usage
-        checked = _check(contract, completion, composition)
+        checked = self._judge(contract, completion, composition, run.query, served, clock)
         clock.mark("check")
         if not checked.text.startswith(shown):  # what was shown cannot be taken back: then there is no answer
             raise ContractError("the model's text changed after it had been shown; ask again")
@@ -282,6 +294,27 @@ class Pipeline:
             ),
         )
 
+    def _judge(
+        self,
+        contract: Contract,
+        completion: Completion,
+        composition: Composition,
+        query: Query,
+        served: Served,
+        clock: Clock,
+    ) -> Checked:
+        """The checked output; a running canary learns what it was like."""
+        try:
+            checked = _check(contract, completion, composition, query)
+        except ContractError:
+            self.serving.observe(served.trial, Signs(violation=True))
+            raise
+        refused = contract.is_refusal(checked.data)
+        uncited = not refused and any(flag.partition(":")[0] in UNCITED for flag in checked.flags)
+        model_ms = clock.marks.get("first_token", 0.0) + clock.marks["generate"]
+        self.serving.observe(served.trial, Signs(refused=refused, uncited=uncited, model_ms=model_ms))
+        return checked
+
     async def _plan(self, query: Query, clock: Clock) -> tuple[Plan, Sequence[float] | None]:
         vector: Sequence[float] | None = None
         plan = self.router.plan(query)
@@ -306,9 +339,9 @@ class Pipeline:
             return citations
         return await self.searcher.mark_changes(_request(query, plan, ()), citations)
 
-    async def _serve(self, plan: Plan) -> Served:
+    async def _serve(self, plan: Plan, key: str) -> Served:
         try:
-            served = await self.serving.resolve(plan.adapter)
+            served = await self.serving.resolve(plan.adapter, key)
         except AdapterUnavailableError as error:
             if not plan.degrade:
                 raise
@@ -335,8 +368,9 @@ class Pipeline:
         except (AdapterUnavailableError, EngineUnavailableError):
             if started:
                 raise
-            self.serving.forget(plan.adapter)
-        again = await self.serving.resolve(plan.adapter if served.adapter else None)
+            self.serving.forget(served.adapter.served_name if served.adapter else None)
+        # The very adapter that was asked, whatever was promoted or rolled back meanwhile: a cut-over drops no answer.
+        again = await self.serving.resolve(served.adapter.served_name if served.adapter else None)
         if again.model != generation.model:
             raise AdapterUnavailableError(f"adapter {plan.adapter!r} changed while the question was asked; ask again")
         async with aclosing(again.engine.stream(generation)) as pieces:
@@ -422,6 +456,11 @@ def _request(query: Query, plan: Plan, vector: Sequence[float]) -> SearchRequest
     )
 
 
+def conversation(query: Query) -> str:
+    """What tells one conversation from another: what the caller names, else its first message."""
+    return query.user or (query.history[0].content if query.history else query.text)
+
+
 def check_query(query: Query, settings: Settings) -> None:
     """Raises InputError when a question is empty, TooLargeError when it is too long."""
     if not query.text.strip():
@@ -444,9 +483,9 @@ def check_query(query: Query, settings: Settings) -> None:
         raise InputError(f"temperature must lie between 0 and 2, not {query.temperature}", param="temperature")
 
 
-def _check(contract: Contract, completion: Completion, composition: Composition) -> Checked:
+def _check(contract: Contract, completion: Completion, composition: Composition, query: Query) -> Checked:
     try:
-        return check_output(contract, completion.text, composition.passages)
+        return check_output(contract, completion.text, composition.passages, query.text)
     except ContractError as error:
         if completion.finish_reason == "length":
             raise ContractError(

@@ -18,6 +18,7 @@ from orchestrator.types import Action, Message, Role
 
 PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 VARIABLES = frozenset({"passages", "question"})
+CONTRACT_FILES = (".schema.json", ".markdown.json")  # answers in JSON, answers in Markdown
 T = TypeVar("T")
 _SECTION = re.compile(r"^# (system|user|assistant)[ \t]*\n", re.MULTILINE)
 
@@ -94,17 +95,12 @@ class Catalogue:
 
 
 def load_catalogue(folder: Path) -> Catalogue:
-    """Reads ``routes.toml``, ``*.md`` and ``contracts/*.schema.json``. Raises SettingsError that names file and key."""
+    """Reads ``routes.toml``, ``*.md`` and ``contracts/*.{schema,markdown}.json``. Raises SettingsError that names file and key."""
     routes_file = folder / "routes.toml"
     if not routes_file.is_file():
         raise SettingsError(f"{routes_file} does not exist; set ORCHESTRATOR_PROMPTS_DIR to a folder with routes.toml")
     prompts = {path.stem: parse_prompt(path.stem, path.read_text("utf-8")) for path in sorted(folder.glob("*.md"))}
-    contracts = {
-        path.name.removesuffix(".schema.json"): Contract.parse(
-            path.name.removesuffix(".schema.json"), path.read_text("utf-8")
-        )
-        for path in sorted((folder / "contracts").glob("*.schema.json"))
-    }
+    contracts = _load_contracts(folder / "contracts")
     text = routes_file.read_text("utf-8")
     try:
         table = tomllib.loads(text)
@@ -125,6 +121,25 @@ def load_catalogue(folder: Path) -> Catalogue:
     )
     _check_references(catalogue)
     return catalogue
+
+
+def contract_name(file: Path) -> str | None:
+    """The name that a contract's file gives it; None for a file of another kind."""
+    return next((file.name.removesuffix(end) for end in CONTRACT_FILES if file.name.endswith(end)), None)
+
+
+def _load_contracts(folder: Path) -> dict[str, Contract]:
+    contracts: dict[str, Contract] = {}
+    for path in sorted(folder.glob("*.json")):
+        name = contract_name(path)
+        if name is None:
+            raise SettingsError(
+                f"contracts/{path.name}: the name of a contract's file ends with one of {CONTRACT_FILES}"
+            )
+        if name in contracts:
+            raise SettingsError(f"contracts/{path.name}: there is another contract {name!r}; give it another name")
+        contracts[name] = Contract.parse(name, path.read_text("utf-8"))
+    return contracts
 
 
 def parse_prompt(name: str, body: str) -> Prompt:

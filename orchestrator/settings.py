@@ -45,6 +45,16 @@ class Settings:
         "auto",
         "How the embedded engine serves the active adapter: `runtime`, `merged` into the base, or the faster (`auto`).",
     )
+    adapter_slots: int = _setting(4, "Adapters that the engine holds at once; the least used one makes room for another.")
+    adapter_wait_s: float = _setting(
+        30.0, "Longest wait of a question for a slot and for its adapter to be loaded, in seconds."
+    )
+    two_identities: bool = _setting(
+        False, "Whether an adapter is put into service only when two holders of different API keys ask for it."
+    )
+    actor_key: str | None = _setting(
+        None, "API key of whoever changes adapters: proves in the audit who it was.", secret=True
+    )
     embedder: str = _setting("minilm", "`minilm` (embedded), or the model's name at embedder_url.")
     embedder_url: str | None = _setting(None, "Base URL of an OpenAI-compatible embeddings server, without /v1.")
     embedder_api_key: str | None = _setting(None, "Key of the embeddings server.", secret=True)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.behaviour.canary import Signs, Trial
 from orchestrator.errors import AdapterUnavailableError, LedgerError
 from orchestrator.ledger import Record
 from orchestrator.pipeline import Served
@@ -133,15 +134,20 @@ class MemoryServing:
         self._engine = engine
         self.adapters = dict(adapters or {})
         self.forgotten: list[str | None] = []
+        self.observed: list[tuple[Trial | None, Signs]] = []
 
-    async def resolve(self, adapter: str | None) -> Served:
-        """Who answers. Raises AdapterUnavailableError."""
+    async def resolve(self, adapter: str | None, key: str | None = None) -> Served:
+        """Who answers, by plain or served name. Raises AdapterUnavailableError."""
         if adapter is None:
             return Served(self._engine, "base")
-        if adapter not in self.adapters:
+        found = next((each for name, each in self.adapters.items() if adapter in (name, each.served_name)), None)
+        if found is None:
             raise AdapterUnavailableError(f"adapter {adapter!r} is not served; load it first")
-        found = self.adapters[adapter]
         return Served(self._engine, found.served_name, found)
+
+    def observe(self, trial: Trial | None, signs: Signs) -> None:
+        """Remembers what an answer showed."""
+        self.observed.append((trial, signs))
 
     def forget(self, adapter: str | None) -> None:
         """Remembers what was to be looked up again."""

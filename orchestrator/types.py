@@ -71,6 +71,7 @@ class Query:
     temperature: float | None = None
     seed: int | None = None
     tenant: str = "default"
+    user: str | None = None  # one conversation or user, as the caller tells them apart; a canary keeps it on one arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,7 @@ class Generation:
     temperature: float = 0.0
     seed: int = 0
     schema: Mapping[str, Any] | None = None
+    grammar: str | None = None  # EBNF, in place of a schema
     stop: tuple[str, ...] = ()
     cache_salt: str | None = None
 

@@ -17,11 +17,12 @@ PACKAGE = Path(orchestrator.__file__).parent
 LAYERS = [
     ["types", "errors"],  # words
     ["failpoints", "resources", "settings", "protocols"],  # seams
-    ["contract", "prompts", "compose", "citations", "check"],  # text: no network, no database
-    ["database", "migrate", "tenants", "ledger", "tokens", "engine", "launch"],  # world
+    # text: no network, no database
+    ["vet", "places", "report", "contract", "prompts", "compose", "citations", "check", "reveal"],
+    ["database", "migrate", "tenants", "ledger", "feedback", "tokens", "engine", "decoder", "launch"],  # world
     ["knowledge", "behaviour"],  # the two layers; they never import each other, see STRANGERS
     ["router", "pipeline", "evaluation"],  # centre
-    ["serving", "app", "doctor"],  # face
+    ["resident", "serving", "admit", "app", "doctor"],  # face
     ["api", "langchain_store", "langchain", "cli"],  # edges
 ]
 FREE = {"testing", "__main__"}  # fakes stand in for modules of any layer, __main__ only starts the command line
@@ -31,7 +32,7 @@ LOWEST = {"knowledge.sources"}
 
 # Each outside library has its doors: modules, or packages with everything below.
 DOORS = {
-    "aiohttp": {"engine", "knowledge.embed", "knowledge.rerank", "launch.watch"},
+    "aiohttp": {"engine", "knowledge.embed", "knowledge.rerank", "behaviour.distill", "launch.watch"},
     "charset_normalizer": {"knowledge.sources.decode"},
     "click": {"cli"},
     "docx": {"knowledge.sources.word"},
@@ -61,9 +62,10 @@ DOORS = {
     "starlette": {"api"},
     "tokenizers": {"tokens", "knowledge.embed", "launch.smollm2"},
     "torch": {"behaviour", "launch.smollm2", "launch.lora_cpu"},  # launch: in a child process of its own
-    "transformers": {"behaviour", "launch.smollm2"},
+    "transformers": {"behaviour", "launch.smollm2", "launch.grammar"},
     "uvicorn": {"api"},
     "vllm": {"launch.vllm_server", "launch.lora_cpu"},  # a child process of its own
+    "xgrammar": {"launch.grammar"},  # a child process of its own
     "yaml": {"prompts", "knowledge.sources.document"},
 }
 

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from orchestrator.api.feedback import feedback_body, parse_feedback
 from orchestrator.api.schema import (
     Json,
     Service,
@@ -147,6 +148,7 @@ class Api:
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/answers/{answer_id}/feedback", self.feedback, methods=["POST"]),
             Route("/v1/documents/{document_id:path}/versions/{number}", self.document, methods=["GET"]),
         ]
 
@@ -197,6 +199,15 @@ class Api:
         return _json(
             completion_body(answer, chat, int(time.time()), self._base_url), headers={"x-request-id": answer.id}
         )
+
+    async def feedback(self, request: Request) -> Response:
+        """Records `verdict` (`good`, `bad`, or `fix` with `output`) and an optional `note` on an answer."""
+        service = self._for(request)
+        wanted = parse_feedback(parse_json(await _read_body(request)))
+        given = await service.feedback(
+            request.path_params["answer_id"], wanted.verdict, fix=wanted.output, note=wanted.note
+        )
+        return _json(feedback_body(given), 201)
 
     async def document(self, request: Request) -> Response:
         """The text that a citation's link names; its ``#char=a,b`` counts this text's characters (RFC 5147)."""

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import orjson
 
 from orchestrator.errors import InputError, OrchestratorError, UnknownNameError
+from orchestrator.feedback import Feedback
 from orchestrator.knowledge.records import VersionText
 from orchestrator.ledger import plan_fields
 from orchestrator.prompts import Catalogue
@@ -128,6 +129,12 @@ class Service(Protocol):
         """One vector per text."""
         ...
 
+    async def feedback(
+        self, answer_id: str, verdict: str, *, fix: Mapping[str, Any] | str | None = None, note: str = ""
+    ) -> Feedback:
+        """What a person said of an answer, recorded. Raises UnknownNameError, InputError."""
+        ...
+
     async def document_version(self, document_id: str, number: int) -> VersionText:
         """The stored text that a citation points into. Raises UnknownNameError."""
         ...
@@ -213,6 +220,7 @@ def parse_chat(body: Json, catalogue: Catalogue, tenant: str) -> ChatRequest:
         temperature=_number(body, "temperature", 0, 2),
         seed=_integer(body, "seed", -(2**63)),
         tenant=tenant,
+        user=_text(body, "user") or _text(body, "safety_identifier") or (history[0].content if history else question),
     )
     _check_labels(body)
     options = _object(body, "stream_options")

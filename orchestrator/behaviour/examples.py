@@ -14,17 +14,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.citations import best_sentence
 from orchestrator.errors import TrainingError
 from orchestrator.types import Passage
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["answerable", "unanswerable", "gold_left_out", "entity_swapped"]
-Made = Literal["search_order", "shuffled", "gold_left_out"]
+Kind = Literal["answerable", "unanswerable", "gold_left_out", "entity_swapped", "sentence_cut"]
+Made = Literal["search_order", "shuffled", "gold_left_out", "rows"]
 Search = Callable[[str, int], Awaitable[Sequence[Passage]]]
 
 SPLIT_RULE = "sha256(seed:title, or seed:document id without a title): first 80 % train, 5 % validation, 15 % test"
 # Names and years. The first word of a question begins one as well: such a match starts at 0 and is left alone.
 _ENTITY = re.compile(r"\b[A-Z][\w'’.-]+(?: (?:of |the |de )?[A-Z][\w'’.-]+)*|\b(?:1\d|20)\d\d\b")
+MAX_EVIDENCE = 140  # characters; half of all sentences are shorter
+_SHORTEST = 15  # characters beside the answer
+_CLAUSE = re.compile(r"[,;:–—] |\) | (?=\()")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -47,9 +51,11 @@ class Branch:
     question_id: str
     question: str
     document_id: str
-    kind: Kind
+    kind: Kind | str  # rows of users have tags of their own
     citations: tuple[int, ...]
     answers: tuple[str, ...]
+    evidence: str = ""  # the gold passage's sentence that answers
+    output: str = ""  # the exact text that the model shall write, when it is not made from the fields above
 
     @property
     def answerable(self) -> bool:
@@ -59,7 +65,12 @@ class Branch:
     def target(self) -> dict[str, Any]:
         """The object of the contract ``cited_answer`` that the model is trained to write."""
         answer = self.answers[0] if self.answerable else ""
-        return {"answerable": self.answerable, "citations": list(self.citations), "answer": answer}
+        return {
+            "answerable": self.answerable,
+            "citations": list(self.citations),
+            "evidence": self.evidence,
+            "answer": answer,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,7 @@ class Group:
 
     id: str
     split: Split
-    made: Made
+    made: Made | str  # with a hard case behind it, see hard.py
     passages: tuple[Passage, ...]
     branches: tuple[Branch, ...]
 
@@ -77,6 +88,7 @@ class Group:
 class Recipe:
     """How groups are made. Shares are of groups, except ``unanswerable`` (of all questions) and ``swapped`` (of answerable ones).
 
+    ``cut``: of groups when refusals are wanted, those whose gold passage is shown without the sentence that answers.
     ``seed`` decides split and order; another ``order`` visits the same split's questions in another order.
     """
 
@@ -87,6 +99,7 @@ class Recipe:
     left_out: float = 0.12
     unanswerable: float = 0.28
     swapped: float = 0.0
+    cut: float = 0.0
     max_branches: int = 7
     max_chars: int = 4200
     depth: int = 20
@@ -181,6 +194,8 @@ def _make_group(
     size = chance.choices([n for n, _ in recipe.sizes], [share for _, share in recipe.sizes])[0]
     made = _choose_made(recipe, chance, seed, state)
     shown = _choose_passages(made, gold[0], pool, size, recipe, chance, state)
+    if recipe.cut and made != "gold_left_out" and _wants_refusal(recipe, state) and chance.random() < recipe.cut:
+        shown = cut_answer(seed, shown) or shown
     if not shown:
         return None
     rest = [passage for passage in pool if all(passage.chunk_id != other.chunk_id for other in shown)]
@@ -198,10 +213,32 @@ def _choose_made(recipe: Recipe, chance: random.Random, seed: Question, state: _
     roll = chance.random()
     if roll < recipe.search_order:
         return "search_order"
-    wants_refusal = state.refused < recipe.unanswerable * (state.branches + 1)
-    if seed.answerable and wants_refusal and roll < recipe.search_order + recipe.left_out:
+    if seed.answerable and _wants_refusal(recipe, state) and roll < recipe.search_order + recipe.left_out:
         return "gold_left_out"
     return "shuffled"
+
+
+def _wants_refusal(recipe: Recipe, state: _State) -> bool:
+    return state.refused < recipe.unanswerable * (state.branches + 1)
+
+
+def cut_answer(question: Question, shown: Sequence[Passage]) -> list[Passage] | None:
+    """The passages with the sentence that answers taken out; None where an answer or less than half of the text is left.
+
+    The question then differs from an answerable one in nothing but the fact itself.
+    """
+    cut = []
+    for passage in shown:
+        text = passage.text
+        if question.answerable and is_gold(question, passage):
+            start, end = find_evidence(text, question.question, question.answers)
+            text = f"{text[:start].rstrip()} {text[end:].lstrip()}".strip()
+            if 2 * len(text) < len(passage.text):
+                return None
+        if contains_answer(f"{passage.title} {text}", question.answers):
+            return None
+        cut.append(replace(passage, text=text))
+    return cut if question.answerable else None
 
 
 def _choose_passages(
@@ -303,16 +340,60 @@ def _spread(passages: Iterable[Passage], by_document: Mapping[str, list[Question
 def answer_from(question: Question, shown: Sequence[Passage]) -> Branch | None:
     """The right answer to ``question`` from these passages, or None when it cannot be told for certain."""
     numbers = [number for number, passage in enumerate(shown, 1) if is_gold(question, passage)]
+    own = any(passage.external_id == question.document_id for passage in shown)
     if question.answerable and numbers:
         return Branch(
-            question.id, question.question, question.document_id, "answerable", tuple(numbers[:1]), question.answers
+            question.id,
+            question.question,
+            question.document_id,
+            "answerable",
+            tuple(numbers[:1]),
+            question.answers,
+            quote_for(question, shown[numbers[0] - 1].text),
         )
     if not question.answerable:
-        own = any(passage.external_id == question.document_id for passage in shown)
         return Branch(question.id, question.question, question.document_id, "unanswerable", (), ()) if own else None
     if any(contains_answer(f"{passage.title} {passage.text}", question.answers) for passage in shown):
         return None
-    return Branch(question.id, question.question, question.document_id, "gold_left_out", (), question.answers)
+    kind: Kind = "sentence_cut" if own else "gold_left_out"
+    return Branch(question.id, question.question, question.document_id, kind, (), question.answers)
+
+
+def quote_for(question: Question, text: str) -> str:
+    """The sentence of the text that answers, verbatim; of a long one, or one with quotation marks, the clauses around
+    the answer: a small model copies short text without marks to escape more safely."""
+    start, end = find_evidence(text, question.question, question.answers)
+    sentence = text[start:end]
+    if len(sentence) <= MAX_EVIDENCE and '"' not in sentence:
+        return sentence
+    spoken = ((sentence.lower().find(answer.lower()), len(answer)) for answer in question.answers)
+    at, size = next((found for found in spoken if found[0] >= 0), (0, len(sentence)))
+    marks = [0, *(found.end() for found in _CLAUSE.finditer(sentence)), len(sentence)]
+    low, high = sentence.rfind('"', 0, at) + 1, sentence.find('"', at + size)
+    high = high if high >= 0 else len(sentence)
+    if high - low < size + _SHORTEST:
+        low, high = 0, len(sentence)
+    close = min((mark for mark in marks if at + size <= mark <= high), default=high)
+    left = min((mark for mark in (low, *marks) if low <= mark <= at and close - mark <= MAX_EVIDENCE), default=None)
+    if left is None:
+        left = max(mark for mark in (low, *marks) if low <= mark <= at)
+    right = max((mark for mark in (*marks, high) if close <= mark <= min(high, left + MAX_EVIDENCE)), default=close)
+    return sentence[left:right].strip(" ,;:–—(")
+
+
+def find_evidence(text: str, question: str, answers: Sequence[str]) -> tuple[int, int]:
+    """Span of the sentence that holds the first answer, of several the one that shares most words with the question."""
+    wanted = set(normalise_answer(question).split())
+    best, most, at = best_sentence(text, answers[0]), -1, 0
+    while at < len(text):
+        start, end = (at + place for place in best_sentence(text[at:], answers[0]))
+        if end <= at or not contains_answer(text[start:end], answers):
+            break
+        shared = len(wanted & set(normalise_answer(text[start:end]).split()))
+        if shared > most:
+            best, most = (start, end), shared
+        at = end
+    return best
 
 
 def is_gold(question: Question, passage: Passage) -> bool:

@@ -26,7 +26,11 @@ _PLAIN_ATTENTION = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # no soft 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What decides the weights. ``batch``: packed sequences per optimizer step."""
+    """What decides the weights. ``batch``: packed sequences per optimizer step.
+
+    ``emphasis``: how much the value of a role (answerable, citations, evidence, answer) counts in the loss, others 1.
+    ``start``: folder of an adapter of the same rank that training goes on from; none: fresh weights.
+    """
 
     rank: int = 16
     alpha: int = 32
@@ -35,6 +39,8 @@ class Fit:
     batch: int = 2
     warmup: float = 0.05
     clip: float = 1.0
+    emphasis: tuple[tuple[str, float], ...] = ()
+    start: str = ""
     seed: int = 0
 
 
@@ -86,7 +92,10 @@ def open_base(folder: Path, threads: int) -> tuple[Any, Any]:
 
 
 def attach_lora(model: Any, fit: Fit) -> Any:
-    """The model with fresh seeded LoRA weights on all linear layers."""
+    """The model with LoRA weights on all linear layers: fresh and seeded, or those of the adapter that ``fit`` starts from.
+
+    Raises TrainingError when there is no such adapter or its weights do not fit.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -94,7 +103,27 @@ def attach_lora(model: Any, fit: Fit) -> Any:
     config = LoraConfig(
         r=fit.rank, lora_alpha=fit.alpha, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if fit.start:
+        _load_start(adapted, Path(fit.start))
+    return adapted
+
+
+def _load_start(model: Any, folder: Path) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{folder} holds no adapter to start from ({error}); name another folder or none"
+        ) from error
+    own = get_peft_model_state_dict(model)
+    if {name: tensor.shape for name, tensor in state.items()} != {name: own[name].shape for name in own}:
+        raise TrainingError(f"the adapter in {folder} has another rank or other layers; start from one that is alike")
+    set_peft_model_state_dict(model, state)
 
 
 def train_lora(
@@ -138,11 +167,11 @@ def train_lora(
 
 
 def mean_loss(model: Any, data: Sequence[Packed]) -> float:
-    """Mean loss per target token, without training."""
+    """Mean loss per target token (weighted as in training), without training."""
     import torch
 
     with torch.no_grad():
-        losses = [(float(_loss(model, packed)), len(packed.targets)) for packed in data]
+        losses = [(float(_loss(model, packed)), _size(packed)) for packed in data]
     return sum(loss for loss, _ in losses) / max(1, sum(size for _, size in losses))
 
 
@@ -230,7 +259,7 @@ def _batches(size: int, fit: Fit) -> Iterator[list[int]]:
 def _take_step(run: _Run, chosen: Sequence[Packed], fit: Fit, step: int, total: int) -> None:
     import torch
 
-    size = sum(len(packed.targets) for packed in chosen)
+    size = sum(_size(packed) for packed in chosen)
     summed = 0.0
     for master in run.masters:
         master.grad = torch.zeros_like(master)
@@ -290,7 +319,14 @@ def _loss(model: Any, packed: Packed) -> Any:
     ).last_hidden_state
     logits = inner.lm_head(hidden[0, torch.tensor(packed.predictors, device=device)])
     targets = torch.tensor(packed.targets, device=device)
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    if not packed.weights:
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    weights = torch.tensor(packed.weights, device=device)
+    return (torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+
+
+def _size(packed: Packed) -> float:
+    return sum(packed.weights) if packed.weights else len(packed.targets)
 
 
 def _use_blocked_attention(model: Any) -> None:

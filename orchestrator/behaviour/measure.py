@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from orchestrator.behaviour.examples import Branch, Group, normalise_answer
+from orchestrator.citations import find_quote, is_supported
 from orchestrator.compose import Composition, compose_messages
 from orchestrator.contract import Contract
 from orchestrator.errors import ContractError, EngineError, MissingExtraError
@@ -26,23 +27,30 @@ _SHOTS = (
         "[2] Clock tower\nThe clock tower was finished in 1911. Its bell weighs two tonnes.\n\n"
         "[3] Cheese market\nThe cheese market takes place on Thursdays.",
         "When was the clock tower finished?",
-        {"answerable": True, "citations": [2], "answer": "1911"},
+        {
+            "answerable": True,
+            "citations": [2],
+            "evidence": "The clock tower was finished in 1911.",
+            "answer": "1911",
+        },
     ),
     (
         "[1] Tram\nThe tram runs from the station to the harbour.\n\n"
         "[2] Orchard\nThe orchard has forty apple trees. They were planted by the school.",
         "Who paid for the harbour?",
-        {"answerable": False, "citations": [], "answer": ""},
+        {"answerable": False, "citations": [], "evidence": "", "answer": ""},
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test question with its passages in the order of their numbers."""
+    """One test question with its passages in the order of their numbers. ``sources``: what the documents themselves say,
+    where the passages hold more than that (an attack)."""
 
     passages: tuple[Passage, ...]
     branch: Branch
+    sources: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +73,16 @@ class Rate:
     n: int
 
 
+NO_RATE = Rate(0.0, 0.0, 0.0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One answer judged. ``f1`` 0..1; the others as booleans; ``refused`` is False for an invalid answer."""
+    """One answer judged. ``f1`` 0..1; the others as booleans; ``refused`` is False for an invalid answer.
+
+    ``verbatim``: the quoted evidence stands in a cited passage, None without any. ``foreign``: it breaks the contract, or
+    its answer or evidence holds words that no source has: a number, a name, or most of its content.
+    """
 
     valid: bool
     refused: bool
@@ -75,6 +90,8 @@ class Outcome:
     contains_gold: bool
     exact: bool
     f1: float
+    verbatim: bool | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,8 @@ class Report:
     false_refusal: Rate
     prompt_tokens: float
     completion_tokens: float
+    verbatim: Rate = NO_RATE
+    foreign: Rate = NO_RATE
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a manifest or a table."""
@@ -132,7 +151,9 @@ async def measure(
         async with gate:
             for configuration in configurations:
                 completion = await complete(engine, _generation(composition, configuration, contract, max_tokens))
-                judged.append((judge(completion.text, case.branch, contract), completion))
+                judged.append(
+                    (judge(completion.text, case.branch, contract, case.sources or case.passages), completion)
+                )
         done += 1
         if progress:
             progress(done, len(cases))
@@ -155,17 +176,23 @@ async def complete(engine: Engine, generation: Generation) -> Completion:
     raise EngineError(f"{generation.model} ended its stream without a completion; look at the engine's log")
 
 
-def judge(text: str, branch: Branch, contract: Contract) -> Outcome:
-    """Compares one output with the right answer (exact match and F1 as in SQuAD's evaluate-v2.0.py)."""
+def judge(text: str, branch: Branch, contract: Contract, sources: Sequence[Passage] = ()) -> Outcome:
+    """Compares one output with the right answer (exact match and F1 as in SQuAD's evaluate-v2.0.py).
+
+    Whether evidence is verbatim, and whether something is foreign, is judged against ``sources``, by passage number.
+    """
     try:
         data = contract.parse_output(text)
     except ContractError:
-        return Outcome(False, False, False, False, False, 0.0)
+        return Outcome(False, False, False, False, False, 0.0, foreign=True)
     refused = contract.is_refusal(data)
     numbers = list(data[contract.citations]) if contract.citations else []
-    answer = "" if refused else str(data[contract.answer])
+    answer = "" if refused else str(data[contract.answer]) if contract.answer else contract.render(data)
+    quoted = "" if refused or not contract.evidence else str(data[contract.evidence])
+    verbatim = _is_verbatim(quoted, numbers, sources) if quoted and sources else None
+    foreign = bool(sources) and not all(is_supported(said, sources) for said in (answer, quoted) if said)
     if not branch.answerable:
-        return Outcome(True, refused, False, False, refused, float(refused))
+        return Outcome(True, refused, False, False, refused, float(refused), verbatim, foreign)
     return Outcome(
         valid=True,
         refused=refused,
@@ -173,7 +200,15 @@ def judge(text: str, branch: Branch, contract: Contract) -> Outcome:
         contains_gold=set(branch.citations) <= set(numbers),
         exact=any(normalise_answer(answer) == normalise_answer(gold) for gold in branch.answers),
         f1=max(overlap_f1(answer, gold) for gold in branch.answers),
+        verbatim=verbatim,
+        foreign=foreign,
     )
+
+
+def _is_verbatim(quoted: str, numbers: Sequence[object], sources: Sequence[Passage]) -> bool:
+    """True when the quotation stands in a passage of these numbers, space aside."""
+    cited = [sources[number - 1] for number in numbers if isinstance(number, int) and 1 <= number <= len(sources)]
+    return any(find_quote(passage.text, quoted) is not None for passage in cited)
 
 
 def overlap_f1(answer: str, gold: str) -> float:
@@ -221,8 +256,14 @@ def _generation(
     if configuration.shots == "two":
         system = tuple(message for message in messages if message.role == "system")
         messages = (*system, *_shots(contract), *messages[len(system) :])
-    schema = contract.engine_schema(len(composition.passages)) if configuration.constrained else None
-    return Generation(model=configuration.model, messages=messages, max_tokens=max_tokens, schema=schema)
+    shown, constrained = len(composition.passages), configuration.constrained
+    return Generation(
+        model=configuration.model,
+        messages=messages,
+        max_tokens=max_tokens,
+        schema=contract.engine_schema(shown) if constrained else None,
+        grammar=contract.engine_grammar(shown) if constrained else None,
+    )
 
 
 def _shots(contract: Contract) -> tuple[Message, ...]:
@@ -239,6 +280,7 @@ def _report(
     judged = [(case.branch.answerable, outcome) for case, (outcome, _) in zip(cases, results, strict=True)]
     right = [outcome for answerable, outcome in judged if answerable]
     none = [outcome for answerable, outcome in judged if not answerable]
+    quoted = [outcome.verbatim for _, outcome in judged if outcome.verbatim is not None]
     usages = [completion.usage for _, completion in results]
     return Report(
         configuration=configuration,
@@ -251,4 +293,6 @@ def _report(
         false_refusal=wilson(sum(outcome.refused for outcome in right), len(right)),
         prompt_tokens=sum(usage.prompt_tokens for usage in usages) / max(1, len(usages)),
         completion_tokens=sum(usage.completion_tokens for usage in usages) / max(1, len(usages)),
+        verbatim=wilson(sum(map(bool, quoted)), len(quoted)),
+        foreign=wilson(sum(outcome.foreign for _, outcome in judged), len(judged)),
     )

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.behaviour.fit import TARGETS
-from orchestrator.errors import InputError
+from orchestrator.errors import AdapterUnavailableError, InputError
+from orchestrator.types import Adapter
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -79,7 +80,10 @@ def check_adapter(folder: Path, *, links: bool = False) -> Checked:
         raise InputError(f"{folder} is not a folder with {', '.join(FILES)}")
     extra = sorted(entry.name for entry in os.scandir(folder) if entry.name not in FILES)
     if extra:
-        raise InputError(f"{folder} holds {extra[:5]}; an adapter is {', '.join(FILES)} and nothing else")
+        raise InputError(
+            f"{folder} holds {extra[:5]}; an adapter is {', '.join(FILES)} and nothing else; convert it to safetensors, "
+            "or take away what is not of it"
+        )
     files = {name: _read(folder / name, limit, links) for name, limit in FILES.items()}
     rank = _check_config(_parse(files[CONFIG], CONFIG))
     _check_weights(files[WEIGHTS], rank)
@@ -88,9 +92,28 @@ def check_adapter(folder: Path, *, links: bool = False) -> Checked:
     digest = digest_files(files)
     if manifest["digest"] != digest:
         raise InputError(
-            f"{folder} was changed after training: its digest is {digest[:12]}, its manifest says otherwise"
+            f"{folder} was changed after training: its digest is {digest[:12]}, its manifest says otherwise; train it again, "
+            "or fetch the files that were trained"
         )
     return Checked(files, digest, rank, manifest)
+
+
+def check_kept(adapter: Adapter) -> None:
+    """Compares a registered adapter's files with its digest, before and after an engine reads them (row D2).
+
+    Raises AdapterUnavailableError when they are not those that were registered.
+    """
+    try:
+        found = digest_files({name: _read(adapter.path / name, FILES[name], links=False) for name in (WEIGHTS, CONFIG)})
+    except InputError as error:
+        raise AdapterUnavailableError(
+            f"adapter {adapter.served_name} is not loaded: {error.message}; register it again"
+        ) from error
+    if found != adapter.digest:
+        raise AdapterUnavailableError(
+            f"adapter {adapter.served_name} is not loaded: its files in {adapter.path} were changed after it was registered "
+            f"(their digest is {found[:12]}); register it again: orchestrator adapters register FOLDER"
+        )
 
 
 def digest_files(files: Mapping[str, bytes]) -> str:
@@ -137,11 +160,13 @@ def _check_config(config: Mapping[str, Any]) -> int:
     alpha: Any = config.get("lora_alpha")
     targets: Any = config.get("target_modules")
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise InputError(f"{CONFIG}: r is {rank!r}; it must be from 1 to {MAX_RANK}")
+        raise InputError(
+            f"{CONFIG}: r is {rank!r}; it must be from 1 to {MAX_RANK}; train it again with --rank {MAX_RANK} or less"
+        )
     if type(alpha) not in (int, float) or not math.isfinite(alpha) or alpha <= 0:
         raise InputError(f"{CONFIG}: lora_alpha is {alpha!r}; with it the adapter would do nothing")
     if not isinstance(targets, list) or not targets or not set(map(str, targets)) <= MODULES:
-        raise InputError(f"{CONFIG}: target_modules must be some of {sorted(MODULES)}")
+        raise InputError(f"{CONFIG}: target_modules must be some of {sorted(MODULES)}; train it again with these")
     return int(rank)
 
 
@@ -181,7 +206,10 @@ def _offset(item: tuple[str, Any]) -> int:
 def _check_tensor(name: str, entry: Any) -> tuple[int, int, tuple[int, int]]:
     found = _TENSOR.fullmatch(name)
     if found is None or found.group(2) not in MODULES:
-        raise InputError(f"{WEIGHTS}: {name[:120]!r} is no LoRA matrix of a module that the engine knows")
+        raise InputError(
+            f"{WEIGHTS}: {name[:120]!r} is no LoRA matrix of a module that the engine knows; "
+            "train it again with `orchestrator train`"
+        )
     shape: Any = entry.get("shape") if isinstance(entry, dict) else None
     offsets: Any = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not _are_counts(shape) or not _are_counts(offsets) or entry.get("dtype") not in _WIDTH:

@@ -17,10 +17,10 @@ order by name, id desc;
 select pg_advisory_xact_lock(hashtextextended('orchestrator adapters ' || %(tenant)s || ' ' || %(name)s, 0));
 
 -- name: previous-adapter
--- The one that a promotion replaced last: it went back to candidate then, so it was changed after it was made.
+-- The one that a promotion replaced last. One that was only a canary never was in service.
 select digest
 from adapters
-where tenant = %(tenant)s and name = %(name)s and state = 'candidate' and changed_at > created_at
+where tenant = %(tenant)s and name = %(name)s and state = 'candidate' and activated_at is not null
 order by changed_at desc
 limit 1;
 

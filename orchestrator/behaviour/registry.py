@@ -6,13 +6,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from orchestrator.behaviour.preflight import Checked, check_adapter
+from orchestrator.behaviour.audit import Actor, config_digest, find_actor, note
+from orchestrator.behaviour.canary import CanaryState, list_canaries, read_canary_on
+from orchestrator.behaviour.gate import Rules, load_rules
+from orchestrator.behaviour.preflight import Checked, check_adapter, check_kept
 from orchestrator.behaviour.probe import prove_active
-from orchestrator.database import Database, Json, Row, statement
+from orchestrator.database import Connection, Database, Json, Row, statement
 from orchestrator.errors import AdapterUnavailableError, InputError, StorageFullError, UnknownNameError
 from orchestrator.launch import weights
 from orchestrator.prompts import Catalogue
@@ -20,18 +25,40 @@ from orchestrator.resources import folder
 from orchestrator.settings import Settings
 from orchestrator.types import Adapter, AdapterState
 
-__all__ = ["Registry", "check_digests", "ensure_shipped", "prove_active"]
+__all__ = ["InService", "Registry", "check_digests", "check_kept", "ensure_shipped", "prove_active"]
 
 SHIPPED = "cited-answer"
+PROPOSAL_LIFE = timedelta(days=7)
+RELEASE = Actor("release", proven=True)  # what ships was measured and reviewed before it was shipped
+WATCH = Actor("canary watch", proven=True)
+
+
+@dataclass(frozen=True, slots=True)
+class InService:
+    """Who answers for a name now: the adapter, and the canary that takes ``share`` of its conversations."""
+
+    adapter: Adapter
+    canary: Adapter | None = None
+    canary_id: int = 0
+    share: float = 0.0
 
 
 class Registry:
-    """The adapters of one tenant. Their files are copied to ``adapters_dir/name--digest12``, read-only, and never changed."""
+    """The adapters of one tenant. Their files are copied to ``adapters_dir/name--digest12``, read-only, and never changed.
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    Every change of a state is written to the audit in the same transaction, with who did it.
+    """
+
+    def __init__(self, database: Database, settings: Settings, actor: Actor | None = None) -> None:
         self._database = database.of(settings.tenant)
         self._settings = settings.resolved()
         self._tenant = settings.tenant
+        self._actor = actor
+
+    @property
+    def database(self) -> Database:
+        """The database, bound to the tenant."""
+        return self._database
 
     async def register(self, path: Path, *, shipped: bool = False) -> Adapter:
         """Checks the adapter in ``path`` and keeps a copy as candidate; one that is known already stays as it is.
@@ -58,8 +85,11 @@ class Registry:
             "contract_digest": manifest["contract"]["digest"],
             "manifest": Json(dict(manifest)),
         }
+        actor = RELEASE if shipped else await self._who()
+        data = {"data": manifest.get("data", {}), "path": str(path)}
         async with self._database.transaction() as connection:
             await connection.execute(statement("insert-adapter"), values)
+            await self._note(connection, actor, "register", manifest["name"], checked.digest, data)
         return await self.find(f"{manifest['name']}--{checked.digest[:12]}")
 
     async def list(self) -> list[Adapter]:
@@ -89,41 +119,245 @@ class Registry:
             raise UnknownNameError(f"there is no adapter {name!r}; there are: {names}", param="adapter")
         return next((adapter for adapter in found if adapter.state == "active"), found[0])
 
-    async def promote(self, name: str) -> Adapter:
+    async def in_service(self, name: str) -> InService:
+        """Who answers for a plain name (with its canary) or exactly for a served name; manifests are left out.
+
+        Raises UnknownNameError, and AdapterUnavailableError when no adapter of the name is active.
+        """
+        plain, _, short = name.rpartition("--")
+        values = {"tenant": self._tenant, "name": name, "plain": plain, "short": short}
+        rows = await self._database.fetch(statement("adapters-in-service"), **values)
+        exact = next((row for row in rows if plain and row.name == plain and row.digest.startswith(short)), None)
+        if exact is not None:
+            return InService(_adapter(exact))
+        active = next((row for row in rows if row.state == "active"), None)
+        if active is None:
+            return InService(await self.get(name))  # which says what is missing
+        canary = next((row for row in rows if row.canary_id is not None), None)
+        if canary is None:
+            return InService(_adapter(active))
+        return InService(_adapter(active), _adapter(canary), canary.canary_id, canary.share)
+
+    async def promote(self, name: str, *, override: str | None = None) -> Adapter:
         """Puts the adapter into service in one step; the one it replaces becomes a candidate again, ready for a rollback.
 
-        A plain name means its newest adapter. Raises UnknownNameError.
+        A plain name means its canary, else its newest adapter. ``override``: the reason for doing so without a passed gate
+        or a ripe canary; it is kept in the audit. Raises UnknownNameError, and InputError that says what is missing.
         """
-        known = [adapter for adapter in await self.list() if name in (adapter.served_name, adapter.name)]
-        adapter = known[0] if known else await self.find(name)
-        await self._activate(adapter.name, adapter.digest)
+        adapter = await self.newest(name)
+        actor = await self._who()
+        canary = await self.running_canary(adapter.name)
+        reasons = [*await self._missing(adapter)]
+        if canary is not None and not canary.ripe:
+            reasons.append(
+                f"its canary has seen {canary.arms['canary'].units} of {canary.ripe_at} conversations; wait for more"
+            )
+        self._refuse_unless(reasons, override, adapter)
+        async with self._database.transaction() as connection:
+            if not await self._is_approved(connection, actor, adapter, "promote", 1.0):
+                return adapter
+            await self._activate(connection, adapter.name, adapter.digest)
+            details = {"override": override, "unmet": [*reasons] if override else []}
+            await self._note(connection, actor, "promote", adapter.name, adapter.digest, details)
+        return await self.find(adapter.served_name)
+
+    async def promote_shipped(self, adapter: Adapter) -> Adapter:
+        """Puts an adapter of the release into service: it was measured before it was shipped."""
+        async with self._database.transaction() as connection:
+            await self._activate(connection, adapter.name, adapter.digest)
+            await self._note(connection, RELEASE, "promote", adapter.name, adapter.digest, {"shipped": True})
+        return await self.find(adapter.served_name)
+
+    async def start_canary(self, name: str, share: float, *, override: str | None = None) -> Adapter:
+        """Gives the adapter ``share`` (0..1) of the conversations of its name, until it is promoted, stopped or found worse.
+
+        Raises UnknownNameError, and InputError that says what is missing.
+        """
+        if not 0 < share < 1:
+            raise InputError(f"a canary's share lies between 0 and 100 %, not {share:.0%}", param="canary")
+        adapter = await self.newest(name)
+        active = next((a for a in await self.list() if a.name == adapter.name and a.state == "active"), None)
+        if active is None or active.digest == adapter.digest:
+            raise InputError(
+                f"{adapter.served_name} has no other active adapter to be compared with; promote it without --canary",
+                param="canary",
+            )
+        actor = await self._who()
+        reasons = await self._missing(adapter)
+        self._refuse_unless(reasons, override, adapter)
+        async with self._database.transaction() as connection:
+            if not await self._is_approved(connection, actor, adapter, "canary", share):
+                return adapter
+            await self._lock(connection, adapter.name)
+            await self._end_canary(connection, adapter.name, "stopped", "another canary began")
+            values = {"tenant": self._tenant, "name": adapter.name, "digest": adapter.digest}
+            await connection.execute(statement("set-adapter-state"), values | {"state": "canary"})
+            rules = Json(asdict(self.rules().canary))
+            row = values | {"against": active.digest, "share": share, "rules": rules}
+            await connection.execute(statement("insert-canary"), row)
+            details = {
+                "share": share,
+                "against": active.digest,
+                "override": override,
+                "unmet": reasons if override else [],
+            }
+            await self._note(connection, actor, "canary", adapter.name, adapter.digest, details)
         return await self.find(adapter.served_name)
 
     async def rollback(self, name: str) -> Adapter:
-        """Puts the adapter back into service that was active before. Raises InputError when there was none."""
-        adapter = await self.find(name)
-        row = await self._database.fetch_one(statement("previous-adapter"), tenant=self._tenant, name=adapter.name)
-        if row is None:
-            raise InputError(
-                f"no adapter {adapter.name!r} was in service before {adapter.served_name}", param="adapter"
-            )
-        await self._activate(adapter.name, row.digest)
+        """Ends the canary of the name; without one, puts the adapter back into service that was active before.
+
+        Gives the adapter that answers now. Raises InputError when there is nothing to go back to.
+        """
+        adapter, actor = await self.find(name), await self._who()
+        canary = await self.running_canary(adapter.name)
+        if canary is not None:
+            await self.end_canary(canary, "stopped", "rolled back by hand", actor)
+            return await self.find(adapter.name)
+        async with self._database.transaction() as connection:
+            await self._lock(connection, adapter.name)
+            values = {"tenant": self._tenant, "name": adapter.name}
+            row: Any = await (await connection.execute(statement("previous-adapter"), values)).fetchone()
+            if row is None:
+                raise InputError(
+                    f"no adapter {adapter.name!r} was in service before {adapter.served_name}", param="adapter"
+                )
+            await self._activate(connection, adapter.name, row.digest)
+            await self._note(connection, actor, "rollback", adapter.name, row.digest, {"from": adapter.digest})
         return await self.find(f"{adapter.name}--{row.digest[:12]}")
 
     async def retire(self, name: str) -> Adapter:
         """Takes the adapter out of service; its row and files stay for the audit. Raises UnknownNameError."""
-        adapter = await self.find(name)
+        adapter, actor = await self.find(name), await self._who()
         async with self._database.transaction() as connection:
+            await self._lock(connection, adapter.name)
+            if adapter.state == "canary":
+                await self._end_canary(connection, adapter.name, "stopped", "retired")
             values = {"tenant": self._tenant, "name": adapter.name, "digest": adapter.digest, "state": "retired"}
             await connection.execute(statement("set-adapter-state"), values)
+            await self._note(connection, actor, "retire", adapter.name, adapter.digest, {"was": adapter.state})
         return await self.find(adapter.served_name)
 
-    async def _activate(self, name: str, digest: str) -> None:
-        values: dict[str, Any] = {"tenant": self._tenant, "name": name, "digest": digest}
+    async def running_canary(self, name: str) -> CanaryState | None:
+        """The canary of a plain name that runs now, with what it showed."""
+        found = await list_canaries(self._database, self._tenant, name)
+        return next((each for each in found if each.ended is None), None)
+
+    async def end_canary(self, canary: CanaryState, ended: str, reason: str, actor: Actor = WATCH) -> None:
+        """Makes the canary a candidate again; one that ended meanwhile is left as it is."""
         async with self._database.transaction() as connection:
-            await connection.execute(statement("lock-adapters"), {"tenant": self._tenant, "name": name})
-            await connection.execute(statement("demote-adapter"), values)
-            await connection.execute(statement("set-adapter-state"), values | {"state": "active"})
+            await self._lock(connection, canary.name)
+            state = await read_canary_on(connection, self._tenant, canary.id)
+            if state.ended is not None:
+                return
+            await self._end_canary(connection, canary.name, ended, reason)
+            counts = {"arms": {arm: asdict(each) for arm, each in state.arms.items()}, "canary": canary.id}
+            details = {"reason": reason, "share": state.share, **counts}
+            await self._note(connection, actor, ended, canary.name, canary.digest, details)
+
+    async def note_gate(self, adapter: Adapter, passed: bool, details: Mapping[str, Any]) -> None:
+        """Writes down what the gate said of the adapter: a promotion asks for it."""
+        actor = await self._who()
+        async with self._database.transaction() as connection:
+            row = {"passed": passed, "rules": self.rules().digest, **details}
+            await self._note(connection, actor, "gate", adapter.name, adapter.digest, row)
+
+    def rules(self) -> Rules:
+        """The gate's rules as they stand now. Raises SettingsError."""
+        return load_rules()
+
+    async def newest(self, name: str) -> Adapter:
+        """Of a plain name the running canary, else the newest; of a served name exactly that one. Raises UnknownNameError."""
+        known = [adapter for adapter in await self.list() if name in (adapter.served_name, adapter.name)]
+        canary = next((adapter for adapter in known if adapter.state == "canary"), None)
+        return canary or (known[0] if known else await self.find(name))
+
+    async def _missing(self, adapter: Adapter) -> Sequence[str]:
+        """Why the adapter may not go into service without an override."""
+        values = {"tenant": self._tenant, "name": adapter.name, "digest": adapter.digest}
+        gate = await self._database.fetch_one(statement("last-behaviour-audit"), **values, action="gate")
+        if gate is None:
+            return [f"the gate has not judged it; run: orchestrator adapters gate {adapter.served_name}"]
+        reasons = []
+        if not gate.details["passed"]:
+            reasons.append(f"the gate refused it: {'; '.join(gate.details.get('reasons', ()))}")
+        elif gate.details["rules"] != self.rules().digest:
+            reasons.append(f"the gate's rules changed since; run: orchestrator adapters gate {adapter.served_name}")
+        last = await self._database.fetch_one(statement("last-canary-of"), **values)
+        if last is not None and last.ended == "rolled_back" and last.ended_at > gate.at:
+            reasons.append("its canary was rolled back; train it anew, or judge it by the gate on what went wrong")
+        return reasons
+
+    def _refuse_unless(self, reasons: Sequence[str], override: str | None, adapter: Adapter) -> None:
+        if override is not None and not override.strip():
+            raise InputError("an override needs a reason: it is kept in the audit", param="override")
+        if reasons and override is None:
+            raise InputError(
+                f"{adapter.served_name} may not go into service: {'; '.join(reasons)}. "
+                "To do it all the same, and have it written down: --override REASON",
+                param="adapter",
+            )
+
+    async def _is_approved(
+        self, connection: Connection, actor: Actor, adapter: Adapter, action: str, share: float
+    ) -> bool:
+        """True when nobody else is needed, or has asked for the same before; else the proposal is written down."""
+        if not self._settings.two_identities:
+            return True
+        if not actor.proven:
+            raise InputError(
+                "two identities are needed, and a login proves none: set ORCHESTRATOR_ACTOR_KEY to a key of your own "
+                "(`orchestrator keys create`)",
+                param="actor_key",
+            )
+        values = {"tenant": self._tenant, "name": adapter.name, "digest": adapter.digest, "action": "propose"}
+        row: Any = await (await connection.execute(statement("last-behaviour-audit"), values)).fetchone()
+        wanted = {"action": action, "share": share}
+        since = datetime.now(UTC) - PROPOSAL_LIFE
+        if row is None or {key: row.details[key] for key in wanted} != wanted or row.at < since or row.details["used"]:
+            details = wanted | {"used": False}
+            await self._note(connection, actor, "propose", adapter.name, adapter.digest, details)
+            return False
+        if row.actor == actor.name:
+            raise InputError(
+                f"you proposed this yourself on {row.at:%Y-%m-%d %H:%M}; somebody else has to run the same command",
+                param="actor_key",
+            )
+        await self._note(connection, actor, "propose", adapter.name, adapter.digest, wanted | {"used": True})
+        return True
+
+    async def _lock(self, connection: Connection, name: str) -> None:
+        await connection.execute(statement("lock-adapters"), {"tenant": self._tenant, "name": name})
+
+    async def _activate(self, connection: Connection, name: str, digest: str) -> None:
+        values: dict[str, Any] = {"tenant": self._tenant, "name": name, "digest": digest}
+        await self._lock(connection, name)
+        row: Any = await (await connection.execute(statement("running-canary"), values)).fetchone()
+        if row is not None:
+            own = row.digest == digest
+            await self._end_canary(
+                connection, name, "promoted" if own else "stopped", None if own else "another was promoted"
+            )
+        await connection.execute(statement("demote-adapter"), values)
+        await connection.execute(statement("activate-adapter"), values)
+
+    async def _end_canary(self, connection: Connection, name: str, ended: str, reason: str | None) -> None:
+        values = {"tenant": self._tenant, "name": name, "ended": ended, "reason": reason}
+        row: Any = await (await connection.execute(statement("end-canary"), values)).fetchone()
+        if row is not None:
+            candidate = {"tenant": self._tenant, "name": name, "digest": row.digest, "state": "candidate"}
+            await connection.execute(statement("set-adapter-state"), candidate)
+
+    async def _who(self) -> Actor:
+        if self._actor is None:
+            self._actor = await find_actor(self._database, self._settings)
+        return self._actor
+
+    async def _note(
+        self, connection: Connection, actor: Actor, action: str, name: str, digest: str, details: Mapping[str, Any]
+    ) -> None:
+        row = {"tenant": self._tenant, "actor": actor.name, "action": action, "name": name, "digest": digest}
+        await note(connection, **row, config=config_digest(self._settings), details=dict(details))
 
     def _check_base(self, checked: Checked) -> None:
         """Compares the base with the embedded model's recorded weights, when that model is what is served."""
@@ -187,7 +421,7 @@ async def ensure_shipped(registry: Registry, settings: Settings) -> Adapter | No
     active = next((adapter for adapter in known if adapter.state == "active"), None)
     if known and (active is None or (active.prompt_digest, active.contract_digest) == digests):
         return active or shipped  # retired by the user, or in service and fit for it
-    return await registry.promote(shipped.served_name)
+    return await registry.promote_shipped(shipped)
 
 
 def check_digests(adapter: Adapter, catalogue: Catalogue) -> None:
@@ -233,5 +467,5 @@ def _adapter(row: Row) -> Adapter:
         contract=row.contract,
         contract_digest=row.contract_digest,
         state=state,
-        manifest=row.manifest,
+        manifest=getattr(row, "manifest", {}),
     )

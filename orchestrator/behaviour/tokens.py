@@ -6,8 +6,10 @@ the position where the prefix ends, so a branch's numbers equal those of its con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.behaviour.examples import Group
@@ -17,6 +19,7 @@ from orchestrator.errors import TrainingError
 from orchestrator.prompts import Prompt
 from orchestrator.types import Message
 
+_FIELD = re.compile(r'\s*[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')
 ASSISTANT_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 
@@ -26,6 +29,7 @@ class Rendered:
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
+    weights: tuple[float, ...] = ()  # of the target's tokens in the loss; none: all alike
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -35,9 +39,10 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One training sequence. All tuples are of length T except the last two (N targets of the loss).
+    """One training sequence. All tuples are of length T except the last three (N targets of the loss).
 
     ``branch``: -1 in the shared prefix, else the branch's number. ``predictors``: index whose output predicts ``targets``.
+    ``weights``: of each target in the loss.
     """
 
     ids: tuple[int, ...]
@@ -45,6 +50,7 @@ class Packed:
     branch: tuple[int, ...]
     predictors: tuple[int, ...]
     targets: tuple[int, ...]
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,9 @@ class Renderer:
     contract: Contract
     count: Callable[[str], int]
     budget_tokens: int
+    weights: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of a role's value in the loss: answerable, evidence, ...
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the conversation up to where the assistant begins to write."""
@@ -76,10 +85,21 @@ class Renderer:
                     f"group {group.id}: {composition.dropped} passages exceed the budget of {self.budget_tokens} tokens; "
                     "train with a larger budget or index smaller chunks"
                 )
-            answer = self.contract.dump(branch.target()) + end
-            target = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
-            rendered.append(Rendered(self.prompt_ids(composition.messages), target))
+            answer = (branch.output or self.contract.dump(branch.target())) + end
+            target, weights = self._target(answer)
+            rendered.append(Rendered(self.prompt_ids(composition.messages), target, weights))
         return rendered
+
+    def _target(self, answer: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Ids of the text that shall be written, and their weights: a token has that of the field where it begins."""
+        encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+        spans = field_spans(answer)
+        weights = []
+        for start, end in encoded["offset_mapping"]:
+            roles = (role for role in self.weights if (named := getattr(self.contract, role)) and named in spans)
+            inside = (role for role in roles if _overlaps(spans[getattr(self.contract, role)], (start, end)))
+            weights.append(next((self.weights[role] for role in inside), 1.0))
+        return tuple(encoded["input_ids"]), tuple(weights)
 
     @property
     def end(self) -> str:
@@ -96,6 +116,24 @@ class Renderer:
         )
 
 
+def field_spans(text: str) -> dict[str, tuple[int, int]]:
+    """Where the value of each field of a JSON object's text stands; of any other text nothing."""
+    spans: dict[str, tuple[int, int]] = {}
+    at = 0
+    decoder = json.JSONDecoder()
+    while found := _FIELD.match(text, at):
+        try:
+            _, at = decoder.raw_decode(text, found.end())
+        except ValueError:
+            break
+        spans[json.loads(found.group(1))] = (found.end(), at)
+    return spans
+
+
+def _overlaps(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    return span[0] < other[1] and other[0] < span[1]
+
+
 def pack(conversations: Sequence[Rendered]) -> Packed:
     """The conversations as one sequence with their longest common prefix once."""
     shared = min(common_prefix([each.ids for each in conversations]), *(len(each.prompt) - 1 for each in conversations))
@@ -103,6 +141,7 @@ def pack(conversations: Sequence[Rendered]) -> Packed:
     positions, branch = list(range(shared)), [-1] * shared
     predictors: list[int] = []
     targets: list[int] = []
+    weights: list[float] = []
     for number, each in enumerate(conversations):
         start = len(ids) - shared  # what this branch is shifted by against its conversation rendered alone
         tail = each.ids[shared:]
@@ -112,7 +151,8 @@ def pack(conversations: Sequence[Rendered]) -> Packed:
         for at in range(len(each.prompt), len(each.ids)):
             predictors.append(start + at - 1)
             targets.append(each.ids[at])
-    return Packed(tuple(ids), tuple(positions), tuple(branch), tuple(predictors), tuple(targets))
+        weights.extend(each.weights or [1.0] * len(each.target))
+    return Packed(tuple(ids), tuple(positions), tuple(branch), tuple(predictors), tuple(targets), tuple(weights))
 
 
 def unpack(packed: Packed) -> list[tuple[int, ...]]:

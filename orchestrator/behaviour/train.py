@@ -1,7 +1,8 @@
-"""Trains an adapter: questions and an index in, a PEFT folder with its manifest out.
+"""Trains an adapter: questions and an index, or rows of any contract, in; a PEFT folder with its manifest out.
 
-``train_adapter`` builds the examples, then trains in a child process (``python -m orchestrator.behaviour.train JOBDIR``),
-so that the caller stays light and a kill costs at most a few steps: the same call goes on where the run stood.
+``train_adapter`` builds the examples and lets the guard judge them, then trains in a child process (``python -m
+orchestrator.behaviour.train JOBDIR``), so that the caller stays light and a kill costs at most a few steps: the same call goes
+on where the run stood.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.behaviour.defaults import choose_fit
 from orchestrator.behaviour.examples import (
     SPLIT_RULE,
     Group,
@@ -50,8 +52,20 @@ from orchestrator.behaviour.fit import (
     write_adapter,
     write_atomically,
 )
+from orchestrator.behaviour.guard import Limits, inspect, refuse, split_rows
+from orchestrator.behaviour.hard import ATTACKS, Hard, harden
+from orchestrator.behaviour.held_out import (
+    Riddle,
+    measure_form,
+    probe_closed_book,
+    read_riddles,
+    riddles_from,
+    riddles_from_rows,
+    write_riddles,
+)
 from orchestrator.behaviour.preflight import CONFIG, WEIGHTS, digest_files
 from orchestrator.behaviour.probe import PROBE_TOKENS, probe_messages
+from orchestrator.behaviour.rows import Row, from_groups, is_rows, origins, provenance, read_rows, to_groups
 from orchestrator.behaviour.tokens import Packed, Renderer, pack
 from orchestrator.contract import Contract
 from orchestrator.errors import OrchestratorError, TrainingError
@@ -60,13 +74,16 @@ from orchestrator.prompts import Catalogue, parse_prompt
 from orchestrator.tokens import LocalTokens
 
 CHECKPOINT_STEPS = 10
+NOT_HARD = Hard(stale=0, conflicting=0, hostile=0, foreign=0)
+PROVENANCE = "provenance.jsonl"
+ROW_SPLIT_RULE = "rows of one document, or nearly alike, together; clusters by sha256(seed:id); about 1 in 12 held out"
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What to train. ``data``: questions.jsonl or its folder; ``base``: model folder, named
-    in the manifest by its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes."""
+    """What to train. ``data``: rows, or questions.jsonl or its folder; ``base``: model folder, named in the manifest by
+    its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes; ``fit``: chosen from the data if None."""
 
     name: str
     data: Path
@@ -80,7 +97,10 @@ class TrainRequest:
     max_examples: int = 3000
     threads: int = 1
     recipe: Recipe = field(default_factory=Recipe)
-    fit: Fit = field(default_factory=Fit)
+    fit: Fit | None = None
+    limits: Limits = field(default_factory=Limits)
+    hard: Hard = field(default_factory=lambda: NOT_HARD)
+    attacks: tuple[str, ...] = ATTACKS
 
     @property
     def job(self) -> Path:
@@ -89,17 +109,22 @@ class TrainRequest:
 
 
 async def train_adapter(
-    request: TrainRequest, *, search: Search, catalogue: Catalogue, progress: Report | None = None
+    request: TrainRequest, *, search: Search | None = None, catalogue: Catalogue, progress: Report | None = None
 ) -> Path:
     """Folder of the trained adapter (``request.out``). Called again after a kill, it goes on where the run stood.
 
-    Raises TrainingError that says what to do; then nothing half-written lies at ``request.out``.
+    ``search``: over the collection that questions are about; rows need none. Beside the adapter lies
+    ``NAME.provenance.jsonl``, a line for every row. Raises TrainingError that says what to do; then nothing half-written
+    lies at ``request.out``.
     """
     report = progress or (lambda _: None)
     if (request.out / "manifest.json").is_file():
         raise TrainingError(f"{request.out} holds an adapter already; name another --out or move it away")
-    if request.contract != "cited_answer":
-        raise TrainingError(f"examples are made for the contract cited_answer, not {request.contract!r}")
+    if request.contract != "cited_answer" and not is_rows(request.data):
+        raise TrainingError(
+            f"examples are built from questions for the contract cited_answer, not {request.contract!r}; give rows with "
+            "input and output, which train any contract"
+        )
     _make_folder(request.job)
     with _only_one(request.job):
         await _prepare(request, search, catalogue, report)
@@ -107,6 +132,9 @@ async def train_adapter(
         finished = request.job / "adapter"
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)
+            if (request.job / PROVENANCE).exists():  # first, so that no adapter is ever without it
+                (request.job / PROVENANCE).replace(provenance_file(request.out))
+            failpoint("provenance")
             finished.replace(request.out)
         except OSError as error:
             raise TrainingError(
@@ -116,7 +144,7 @@ async def train_adapter(
     return request.out
 
 
-async def _prepare(request: TrainRequest, search: Search, catalogue: Catalogue, report: Report) -> None:
+async def _prepare(request: TrainRequest, search: Search | None, catalogue: Catalogue, report: Report) -> None:
     """Writes examples and job.json; a prepared job of the same request is kept, so that a resumed run sees the same data."""
     prompt, contract = catalogue.prompt(request.prompt), catalogue.contract(request.contract)
     wanted = _describe(request, prompt.body, contract.body)
@@ -127,6 +155,63 @@ async def _prepare(request: TrainRequest, search: Search, catalogue: Catalogue, 
             return
         report(Progress("examples", 0, request.max_examples, note="data or settings changed: examples are built anew"))
         file.unlink()  # it vouches for the files beside it, which are about to be replaced
+        shutil.rmtree(request.job / "adapter", ignore_errors=True)
+    if is_rows(request.data):
+        data = await asyncio.to_thread(_prepare_rows, request, contract)
+    else:
+        data = await _prepare_questions(request, search, contract, report)
+    try:
+        content = {"request": wanted, **data.write(request.job)}
+        write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    except OSError as error:
+        raise TrainingError(
+            f"the examples cannot be written to {request.job}: {error.strerror}; free some space"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What a run is made of, judged and accepted by the guard."""
+
+    train: list[Group]
+    held_out: list[Group]
+    rows: tuple[list[Row], list[Row]]
+    riddles: list[Riddle]
+    fit: Fit
+    facts: dict[str, Any]
+
+    def write(self, job: Path) -> dict[str, Any]:
+        """Puts the files beside job.json and returns what job.json says of them."""
+        digest = write_groups(self.train, job / "train.jsonl")
+        write_groups(self.held_out, job / "validation.jsonl")
+        write_riddles(self.riddles, job / "riddles.json")
+        lines = [*provenance(self.rows[0], "train"), *provenance(self.rows[1], "validation")]
+        origin = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        write_atomically(job / PROVENANCE, origin)
+        facts = {
+            "origins": origins(self.rows[0]),
+            "provenance_sha256": hashlib.sha256(origin).hexdigest(),
+            **self.facts,
+        }
+        return {"data_digest": digest, "counts": summarise(self.train) | facts, "fit": asdict(self.fit)}
+
+
+def _prepare_rows(request: TrainRequest, contract: Contract) -> _Data:
+    rows = read_rows(request.data)
+    train, held_out = split_rows(rows, request.recipe.seed)
+    groups, others = to_groups(train, contract, "train"), to_groups(held_out, contract, "validation")
+    verdict = inspect(train, held_out, contract)
+    refuse(verdict, request.limits)
+    fit = request.fit or choose_fit(len(train), len(groups), seed=request.recipe.seed)
+    facts = {"guard": verdict.to_json(), "split": ROW_SPLIT_RULE, "held_out_rows": len(held_out)}
+    return _Data(groups, others, (train, held_out), riddles_from_rows(train, contract), fit, facts)
+
+
+async def _prepare_questions(request: TrainRequest, search: Search | None, contract: Contract, report: Report) -> _Data:
+    if search is None:
+        raise TrainingError(
+            "questions are trained with passages that a search finds; open the collection and pass search"
+        )
     questions = load_questions(request.data)
 
     def show(done: int, total: int) -> None:
@@ -135,16 +220,18 @@ async def _prepare(request: TrainRequest, search: Search, catalogue: Catalogue, 
     train = await build_groups(
         questions, search, split="train", count=request.max_examples, recipe=request.recipe, progress=show
     )
+    train = harden(train, request.hard, request.attacks)
     held_out = await _validation(questions, search, request)
-    try:
-        digest = write_groups(train, request.job / "train.jsonl")
-        write_groups(held_out, request.job / "validation.jsonl")
-    except OSError as error:
-        raise TrainingError(
-            f"the examples cannot be written to {request.job}: {error.strerror}; free some space"
-        ) from error
-    content = {"request": wanted, "data_digest": digest, "counts": summarise(train)}
-    write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    rows = from_groups(train), from_groups(held_out)
+    verdict = await asyncio.to_thread(inspect, *rows, contract)
+    refuse(verdict, request.limits)
+    facts = {"guard": verdict.to_json(), "split": SPLIT_RULE}
+    return _Data(train, held_out, rows, riddles_from(train), request.fit or Fit(), facts)
+
+
+def provenance_file(out: Path) -> Path:
+    """Where the origin of every row that an adapter was trained on is kept: beside its folder."""
+    return out.with_name(f"{out.name}.{PROVENANCE}")
 
 
 async def _validation(questions: Any, search: Search, request: TrainRequest) -> list[Group]:
@@ -163,7 +250,8 @@ def _describe(request: TrainRequest, prompt: str, contract: str) -> dict[str, An
     values = asdict(request) | {"base": str(request.base), "prompt_body": prompt, "contract_body": contract}
     values["base_name"] = request.base_name or request.base.name
     del values["data"], values["out"]
-    values["questions_sha256"] = hashlib.sha256(questions.read_bytes()).hexdigest() if questions.is_file() else ""
+    values["attacks"] = hashlib.sha256(json.dumps(request.attacks).encode()).hexdigest()
+    values["data_sha256"] = hashlib.sha256(questions.read_bytes()).hexdigest() if questions.is_file() else ""
     described: dict[str, Any] = json.loads(json.dumps(values))
     return described
 
@@ -208,7 +296,7 @@ def run_job(job: Path, report: Report) -> None:
         return
     stored = json.loads((job / "job.json").read_text("utf-8"))
     wanted: Mapping[str, Any] = stored["request"]
-    fit = Fit(**wanted["fit"])
+    fit = Fit(**stored["fit"])
     base_sha256 = digest_weights(Path(wanted["base"]))
     forbid_vision()
     model, tokenizer = open_base(Path(wanted["base"]), wanted["threads"])
@@ -218,9 +306,11 @@ def run_job(job: Path, report: Report) -> None:
         Contract.parse(wanted["contract"], wanted["contract_body"]),
         lru_cache(maxsize=8192)(LocalTokens(Path(wanted["base"])).count),  # each passage is counted once per question
         wanted["budget_tokens"],
+        dict(fit.emphasis),
     )
     data = [pack(renderer.group(group)) for group in read_groups(job / "train.jsonl")]
-    held_out = [pack(renderer.group(group)) for group in read_groups(job / "validation.jsonl")]
+    others = list(read_groups(job / "validation.jsonl"))
+    held_out = [pack(renderer.group(group)) for group in others]
     model = attach_lora(model, fit)
     key = _run_key(stored, base_sha256, data)
     spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report)
@@ -232,6 +322,8 @@ def run_job(job: Path, report: Report) -> None:
     manifest = _manifest(wanted, stored, renderer, base_sha256, began) | {
         "training": spent | {"validation_loss": validation_loss, "peak_memory_mb": _peak_memory_mb()},
         "probe": _probe(model, tokenizer, renderer),
+        "closed_book": probe_closed_book(model, renderer, read_riddles(job / "riddles.json")),
+        "held_out": measure_form(model, renderer, others),
         "digest": adapter_digest(part),
         "measurements": {},
     }
@@ -272,7 +364,7 @@ def digest_weights(folder: Path) -> str:
 def _manifest(
     wanted: Mapping[str, Any], stored: Mapping[str, Any], renderer: Renderer, base_sha256: str, began: datetime
 ) -> dict[str, Any]:
-    fit = wanted["fit"]
+    fit = stored["fit"]
     return {
         "name": wanted["name"],
         "collection": wanted["collection"],
@@ -282,9 +374,8 @@ def _manifest(
         "contract": {"name": renderer.contract.name, "digest": renderer.contract.digest},
         "budget_tokens": wanted["budget_tokens"],
         "data": {
-            "questions_sha256": wanted["questions_sha256"],
+            "sha256": wanted["data_sha256"],
             "examples_sha256": stored["data_digest"],
-            "split": SPLIT_RULE,
             "recipe": wanted["recipe"],
             **stored["counts"],
         },

@@ -28,8 +28,11 @@ _COMMANDS = {
     "tenants": "tenants",
     "keys": "tenants",
     "migrate": "tenants",
-    "train": "behaviour",
+    "feedback": "data",
+    "data": "data",
+    "train": "train",
     "adapters": "behaviour",
+    "contracts": "contracts",
     "reference": "reference",
 }
 

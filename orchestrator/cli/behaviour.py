@@ -1,10 +1,12 @@
-"""Commands for adapters: train, and adapters list, show, register, promote, rollback, retire."""
+"""Commands for adapters: what there is, what it is worth, what is in service and how it came there."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +14,26 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.admit import Bench, admit, measure_adapter
 from orchestrator.app import Orchestrator, open_database
-from orchestrator.behaviour.examples import Recipe
-from orchestrator.behaviour.fit import Fit
-from orchestrator.behaviour.registry import Registry
-from orchestrator.behaviour.train import TrainRequest, train_adapter
+from orchestrator.behaviour.audit import read_audit
+from orchestrator.behaviour.canary import CanaryState, list_canaries
+from orchestrator.behaviour.registry import Registry, check_kept
 from orchestrator.cli.output import Output, command, literal
-from orchestrator.launch import weights
+from orchestrator.launch import vllm
 from orchestrator.settings import Settings
-from orchestrator.types import Adapter, Passage
+from orchestrator.types import Adapter
 
-
-@click.command()
-@click.option("--data", required=True, type=click.Path(exists=True, path_type=Path), help="Questions as JSONL.")
-@click.option("--name", required=True, help="Name of the adapter.")
-@click.option("--collection", metavar="C", help="Collection with the documents; the configured one when not given.")
-@click.option(
-    "--base", type=click.Path(exists=True, path_type=Path), help="Model folder; the embedded model when not given."
+EVAL_HELP = "Held-out questions: rows, or groups as `train` writes them."
+MEASURES = (
+    ("valid", "keeps the contract"),
+    ("exact", "exact"),
+    ("f1", "F1"),
+    ("cites_gold", "cites the gold passage"),
+    ("verbatim", "quotes verbatim"),
+    ("refused", "refuses the unanswerable"),
+    ("false_refusal", "refuses the answerable"),
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the adapter; `trained/NAME` under home when not given."
-)
-@click.option("--prompt", default="grounded", show_default=True, help="Prompt that it is trained on, and served with.")
-@click.option("--contract", default="cited_answer", show_default=True, help="Contract that its answers keep.")
-@click.option("--max-examples", default=3000, show_default=True, type=click.IntRange(8), help="Examples to train on.")
-@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1, 20), help="Passes over the examples.")
-@click.option("--rank", default=16, show_default=True, type=click.IntRange(1, 16), help="Rank of the LoRA matrices.")
-@click.option("--seed", default=0, show_default=True, help="Seed of data and training.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
-@command
-async def train(
-    output: Output,
-    settings: Settings,
-    data: Path,
-    name: str,
-    collection: str | None,
-    base: Path | None,
-    out: Path | None,
-    **options: Any,
-) -> None:
-    """Train an adapter on questions over an indexed collection. Stopped or killed, the same command goes on."""
-    fit = Fit(rank=options["rank"], alpha=2 * options["rank"], epochs=options["epochs"], seed=options["seed"])
-    collection = collection or settings.collection
-    async with Orchestrator.open(settings, progress=output.say) as orchestrator:
-        if base is None:
-            base = await asyncio.to_thread(weights.ensure_smollm2, settings.models, output.say)
-        request = TrainRequest(
-            name=name,
-            data=data,
-            collection=collection,
-            base=base,
-            out=out or settings.home_dir / "trained" / name,
-            prompt=options["prompt"],
-            contract=options["contract"],
-            max_examples=options["max_examples"],
-            threads=options["threads"],
-            recipe=Recipe(seed=options["seed"]),
-            fit=fit,
-        )
-
-        async def search(text: str, k: int) -> list[Passage]:
-            return list(await orchestrator.search(text, k=k, collection=collection))
-
-        with output.bar("training") as update:
-
-            def show(progress: Any) -> None:
-                update(progress.done, progress.total, _progress_note(progress))
-
-            folder = await train_adapter(request, search=search, catalogue=orchestrator.catalogue, progress=show)
-        adapter = await orchestrator.registry.register(folder)
-    output.emit(
-        adapter,
-        f"{adapter.served_name} is trained and registered as {adapter.state}; its files are in {folder}\n"
-        f"put it into service: orchestrator adapters promote {adapter.served_name}",
-    )
 
 
 @click.group()
@@ -130,21 +78,117 @@ async def adapters_register(output: Output, settings: Settings, folder: Path) ->
     output.emit(_fields(adapter), f"{adapter.served_name} is registered as {adapter.state}")
 
 
+@adapters.command("measure")
+@click.argument("name")
+@click.option("--eval", "questions", required=True, type=click.Path(exists=True, path_type=Path), help=EVAL_HELP)
+@click.option("--limit", type=click.IntRange(1), help="Questions to ask, at most.")
+@command
+async def adapters_measure(output: Output, settings: Settings, name: str, questions: Path, limit: int | None) -> None:
+    """Measure an adapter beside the base and the one in service, with 95 % intervals and what an answer takes."""
+    async with _bench(settings, output) as bench:
+        with output.bar("measuring") as update:
+            measured = await measure_adapter(bench, name, questions, limit, lambda done, total: update(done, total, ""))
+
+    def table(console: Console) -> None:
+        grid = Table("", *(title for _, title in MEASURES), "ms an answer", "answers/s")
+        for one in measured:
+            rates = [_rate(getattr(one.report, field, None)) for field, _ in MEASURES]
+            name = one.report.configuration.name
+            grid.add_row(*literal(name, *rates, f"{one.ms_per_answer:.0f}", f"{one.answers_per_s:.1f}"))
+        console.print(grid)
+
+    output.emit({"measured": measured}, table)
+
+
+@adapters.command("gate")
+@click.argument("name")
+@click.option("--eval", "questions", required=True, type=click.Path(exists=True, path_type=Path), help=EVAL_HELP)
+@click.option(
+    "--limit", type=click.IntRange(1), help="Questions to ask, at most; the safety set is always asked whole."
+)
+@command
+async def adapters_gate(output: Output, settings: Settings, name: str, questions: Path, limit: int | None) -> None:
+    """Judge an adapter by the written rules: better than the base, not worse than the one in service, safe.
+
+    The verdict is written to the audit, and a promotion asks for it. Ends with 1 when the adapter is refused.
+    """
+    async with _bench(settings, output) as bench:
+        with output.bar("asking") as update:
+            found = await admit(bench, name, questions, limit, lambda done, total: update(done, total, ""))
+
+    def table(console: Console) -> None:
+        for finding in found.verdict.findings:
+            console.print(f"{'met    ' if finding.passed else 'NOT MET'} {finding.rule}: {finding.said}", markup=False)
+        served = found.adapter.served_name
+        if found.verdict.passed:
+            console.print(f"{served} passed; next: orchestrator adapters promote {served} --canary 10%", markup=False)
+        else:
+            console.print(f"{served} is refused", markup=False)
+
+    output.emit(found.to_json(), table)
+    if not found.verdict.passed:
+        sys.exit(1)
+
+
 @adapters.command("promote")
 @click.argument("name")
+@click.option("--canary", metavar="SHARE", help="Give it only this share of the conversations, such as 10%.")
+@click.option("--override", metavar="REASON", help="Do it without a passed gate or a ripe canary; kept in the audit.")
 @command
-async def adapters_promote(output: Output, settings: Settings, name: str) -> None:
-    """Put an adapter into service; the one it replaces is kept for a rollback."""
+async def adapters_promote(
+    output: Output, settings: Settings, name: str, canary: str | None, override: str | None
+) -> None:
+    """Put an adapter that passed the gate into service; the one it replaces is kept for a rollback."""
+    share = _share(canary)
     async with _registry(settings) as registry:
-        adapter = await registry.promote(name)
-    output.emit(_fields(adapter), f"{adapter.served_name} is {adapter.state}")
+        if share is None:
+            adapter = await registry.promote(name, override=override)
+        else:
+            adapter = await registry.start_canary(name, share, override=override)
+    done = adapter.state == ("active" if share is None else "canary")
+    said = f"{adapter.served_name} is {adapter.state}"
+    proposed = f"{said}; your wish is written down, and somebody else has to run the same command within 7 days"
+    output.emit(_fields(adapter) | {"proposed": not done}, said if done else proposed)
+
+
+@adapters.command("canary")
+@click.argument("name", required=False)
+@command
+async def adapters_canary(output: Output, settings: Settings, name: str | None) -> None:
+    """Show the canaries of late: what both arms did, and how strong the evidence against the canary is."""
+    async with open_database(settings) as database:
+        found = await list_canaries(database, settings.tenant, name)
+
+    def show(console: Console) -> None:
+        if not found:
+            console.print("no canary has run yet")
+        for state in found:
+            console.print(_canary_line(state), markup=False)
+            grid = Table("", "canary", "active", "evidence against it", "rolled back at", "p")
+            for arm in ("units", "answers"):
+                grid.add_row(
+                    *literal(arm, *(str(getattr(state.arms[side], arm)) for side in ("canary", "active")), "", "", "")
+                )
+            for one in state.watched:
+                cells = (
+                    one.name,
+                    str(one.canary),
+                    str(one.active),
+                    f"{one.evidence:.3g}",
+                    f"{one.limit:g}",
+                    f"{one.p:.2g}",
+                )
+                grid.add_row(*literal(*cells))
+            console.print(grid)
+
+    output.emit({"canaries": found}, show)
 
 
 @adapters.command("rollback")
 @click.argument("name")
 @command
 async def adapters_rollback(output: Output, settings: Settings, name: str) -> None:
-    """Put the adapter back into service that was active before."""
+    """End the canary of NAME; without one, put the adapter back into service that was active before."""
     async with _registry(settings) as registry:
         adapter = await registry.rollback(name)
     output.emit(_fields(adapter), f"{adapter.served_name} is {adapter.state}")
@@ -160,6 +204,73 @@ async def adapters_retire(output: Output, settings: Settings, name: str) -> None
     output.emit(_fields(adapter), f"{adapter.served_name} is {adapter.state}")
 
 
+@adapters.command("merge")
+@click.argument("name")
+@command
+async def adapters_merge(output: Output, settings: Settings, name: str) -> None:
+    """Add an adapter to a copy of the base, ready for ORCHESTRATOR_ADAPTER_SERVING=merged.
+
+    It is served under the adapter's own name and only after the same probe.
+    """
+    async with _registry(settings) as registry:
+        adapter = await registry.newest(name)
+    await asyncio.to_thread(check_kept, adapter)
+    wanted = replace(settings, adapter_serving="merged")
+    await asyncio.to_thread(vllm.prepare, wanted, adapter, output.say)
+    folder = vllm.merged_folder(wanted, adapter)
+    output.emit({"served_name": adapter.served_name, "folder": folder}, f"{adapter.served_name} is merged in {folder}")
+
+
+@adapters.command("audit")
+@click.argument("name", required=False)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="Rows to show.")
+@command
+async def adapters_audit(output: Output, settings: Settings, name: str | None, limit: int) -> None:
+    """Show who changed which adapter, when, and under which configuration."""
+    async with open_database(settings) as database:
+        entries = await read_audit(database, settings.tenant, name, limit)
+
+    def table(console: Console) -> None:
+        grid = Table("at", "who", "did", "adapter", "configuration", "because")
+        for entry in entries:
+            because = entry.details.get("override") or entry.details.get("reason") or ""
+            served = f"{entry.name}--{entry.digest[:12]}"
+            at = f"{entry.at:%Y-%m-%d %H:%M:%S}"
+            grid.add_row(*literal(at, entry.actor, entry.action, served, entry.config[:12], str(because)))
+        console.print(grid)
+
+    output.emit({"entries": entries}, table)
+
+
+@asynccontextmanager
+async def _bench(settings: Settings, output: Output) -> AsyncIterator[Bench]:
+    async with Orchestrator.open(settings, progress=output.say) as system:
+        yield Bench(system.serving, system.registry, system.catalogue, system.pipeline.tokens)
+
+
+def _share(text: str | None) -> float | None:
+    """``10%`` or ``0.1`` as a share. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise click.UsageError(f"--canary takes a share such as 10%, not {text!r}") from error
+
+
+def _canary_line(state: CanaryState) -> str:
+    if state.ended is None:
+        ripe = "ripe: it may be promoted" if state.ripe else f"ripe after {state.ripe_at} conversations"
+        now = f"running since {state.started_at:%Y-%m-%d %H:%M}, {ripe}"
+    else:
+        now = f"{state.ended.replace('_', ' ')}" + (f": {state.reason}" if state.reason else "")
+    return f"{state.name}--{state.digest[:12]} with {state.share:.0%}: {now}"
+
+
+def _rate(rate: Any) -> str:
+    return f"{rate.value:.1%} ({rate.low * 100:.0f}-{rate.high * 100:.0f})" if rate is not None and rate.n else "-"
+
+
 @asynccontextmanager
 async def _registry(settings: Settings) -> AsyncIterator[Registry]:
     async with open_database(settings) as database:
@@ -169,14 +280,3 @@ async def _registry(settings: Settings) -> AsyncIterator[Registry]:
 def _fields(adapter: Adapter) -> dict[str, Any]:
     names = ("name", "digest", "served_name", "state", "base", "rank", "prompt", "prompt_digest", "contract")
     return {name: getattr(adapter, name) for name in (*names, "contract_digest", "path", "manifest")}
-
-
-def _progress_note(progress: Any) -> str:
-    parts = [progress.stage]
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.3f}")
-    if progress.tokens_per_s is not None:
-        parts.append(f"{progress.tokens_per_s:.0f} tokens/s")
-    if progress.seconds_left is not None:
-        parts.append(f"{progress.seconds_left / 60:.0f} min left")
-    return ", ".join([*parts, progress.note] if progress.note else parts)

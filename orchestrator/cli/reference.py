@@ -14,6 +14,7 @@ from orchestrator import errors
 from orchestrator.contract import Contract
 from orchestrator.knowledge.sources.kinds import MEDIA_TYPES
 from orchestrator.prompts import VARIABLES, Route
+from orchestrator.report import Section
 from orchestrator.settings import PREFIX, Settings, variables
 
 REMEDIES = {
@@ -47,7 +48,7 @@ ROUTE_KEYS = {
     "description": "What the route is for; for people.",
     "action": "`answer`, or `clarify` or `refuse`, which reply without a model.",
     "prompt": "Name of a prompt: `NAME.md`.",
-    "contract": "Name of a contract: `contracts/NAME.schema.json`.",
+    "contract": "Name of a contract: `contracts/NAME.schema.json` or `contracts/NAME.markdown.json`.",
     "collection": "Collection to search; `default` means `ORCHESTRATOR_COLLECTION`.",
     "adapter": "Name of the adapter that answers; the base model when unset.",
     "k": "Passages to retrieve; 0 retrieves nothing.",
@@ -65,10 +66,21 @@ ROUTE_KEYS = {
     "examples": "Messages that belong to the route; the nearest example of all routes decides.",
 }
 ROLE_KEYS = {
-    "answer": "Name of the field that holds the answer's text. Needed.",
+    "answer": "Name of the field that holds the answer's text. Needed without `show`.",
     "citations": "Name of the field with the numbers of the passages that the answer rests on.",
     "answerable": "Name of the boolean field that says whether the passages answer.",
+    "evidence": "Name of the field with the words of a cited passage that carry the answer; checked word for word.",
     "refusal": "The text that a reader sees when they do not; needed with `citations` or `answerable`.",
+    "show": "In place of `answer`: an object of fields and their labels, which a reader sees as a list in the schema's order.",
+    "quoted": "List of fields whose texts must stand word for word in the message; others are left out and flagged.",
+    "no_adapter": "Why there is no adapter for it; for people.",
+}
+SECTION_KEYS = {
+    "heading": "The line that it begins with, after `## `.",
+    "kind": "One line of text, or a list.",
+    "lines": "Most lines of a list, up to 20.",
+    "words": "Most words of a line, up to 100.",
+    "citations": "Most passages that a line names, up to 5, and at least one; 0: its lines cite nothing.",
 }
 MODEL_NAMES = {
     "orchestrator": "The router decides.",
@@ -90,6 +102,15 @@ FIELDS = {
     "valid_from": "Since when this version is true (ISO 8601).",
     "metadata": "An object that is kept with the document (JSONL). Further keys of a line or of front matter join it.",
 }
+ROW_FIELDS = {
+    "input": "The user's message (needed).",
+    "output": "The right answer: the contract's object, or its text. Rows to be distilled have none.",
+    "passages": "List of passages that it is to be answered from: texts, or objects with `text`, `title` and `id`.",
+    "id": "Name of the row; else its line.",
+    "kind": "A tag of your own, by which rows are counted.",
+    "origin": "Where it came from: an object whose `source` is `file`, `chat`, `eval`, `ledger`, `distilled` or `builder`.",
+    "messages": "In place of all others: a conversation of one question and one answer, as OpenAI or LangChain write it.",
+}
 QUESTION_FIELDS = {
     "id": "Name of the question.",
     "question": "The question.",
@@ -97,6 +118,12 @@ QUESTION_FIELDS = {
     "answerable": "`true` or `false`: whether that document answers.",
     "answers": "List of right answers, word for word as in the document; empty when it does not answer.",
 }
+CONTRACTS = (
+    "`NAME.schema.json` is a JSON Schema of an object; its key `x-orchestrator` says what its fields mean. An object inside it "
+    "that cites has an `x-orchestrator` of its own, with `answer`, `citations` and perhaps `evidence`. Taken are `type`, "
+    "`properties`, `required`, `additionalProperties` (false), `items`, `enum`, `const`, `anyOf`, `$ref` to `$defs`, `pattern`, "
+    "and the limits of length, number and size; `contracts check` names what is not."
+)
 SETTINGS = (
     "Environment variables; an unknown `ORCHESTRATOR_*` is refused. `Orchestrator.open(...)` takes them as arguments, "
     "in lower case and without the prefix."
@@ -169,7 +196,9 @@ def _files() -> Iterator[str]:
     yield from ["## Files", "", f"`ingest` reads {suffixes}.", ""]
     yield from ["Fields of a JSONL line, or of the front matter of a Markdown file:", ""]
     yield from _table(["field", "meaning"], FIELDS.items())
-    yield from ["Fields of a line of the questions that `train` reads:", ""]
+    yield from ["Fields of a row, which `train` and `data` read:", ""]
+    yield from _table(["field", "meaning"], ROW_FIELDS.items())
+    yield from ["Fields of a line of the questions that `train` builds examples from:", ""]
     yield from _table(["field", "meaning"], QUESTION_FIELDS.items())
 
 
@@ -186,10 +215,12 @@ def _prompts() -> Iterator[str]:
     yield from [
         "## Contracts",
         "",
-        "A JSON Schema of an object; its key `x-orchestrator` says what its fields mean.",
+        CONTRACTS,
         "",
     ]
     yield from _table(["key", "meaning"], ([role, ROLE_KEYS[role]] for role in _roles()))
+    yield from ["`NAME.markdown.json` has `form` (`markdown`), `refusal`, `no_adapter` and `sections`, a list of:", ""]
+    yield from _table(["key", "type", "default", "meaning"], _section_keys())
 
 
 def _http() -> Iterator[str]:
@@ -257,8 +288,14 @@ def _route_keys() -> Iterator[Sequence[str]]:
 
 
 def _roles() -> Iterator[str]:
-    own = ("name", "digest", "body", "schema")
+    own = ("name", "digest", "body", "schema", "form", "sections", "places")
     return (f.name for f in fields(Contract) if f.name not in own and not f.name.startswith("_"))
+
+
+def _section_keys() -> Iterator[Sequence[str]]:
+    kinds = typing.get_type_hints(Section)
+    for f in fields(Section):
+        yield [f.name, _type_name(kinds[f.name]), "" if f.default is MISSING else f"`{f.default}`", SECTION_KEYS[f.name]]
 
 
 def _type_name(kind: Any) -> str:

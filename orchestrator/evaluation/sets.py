@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
-from orchestrator.types import Document, end_of
+from orchestrator.types import Document, Passage, end_of
 
 QRELS = ("qrels.tsv", "qrels/test.tsv", "qrels/dev.tsv", "qrels/train.tsv")  # the first that is there
 HEADER = ("query-id", "corpus-id", "score")
@@ -24,12 +26,16 @@ HEADER = ("query-id", "corpus-id", "score")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and the grade of every relevant document, by the document's external id; grades are above zero."""
+    """A question and the grade of every relevant document, by the document's external id; grades are above zero.
+
+    ``answers``: right answers, word for word, where the set knows them.
+    """
 
     id: str
     text: str
     relevant: Mapping[str, float]
     as_of: datetime | None = None
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,37 @@ def load_set(path: str | Path) -> EvalSet:
     if path.suffix == ".json":
         return _load_squad(path)
     return _with_questions(path.stem, (), *_asked(path))
+
+
+class Neighbours:
+    """Passages for the questions of a set with documents of its own, chosen without an index."""
+
+    def __init__(self, found: EvalSet) -> None:
+        self._documents = found.documents
+        self._words = [set(f"{each.title} {each.text}".casefold().split()) for each in found.documents]
+        counts = Counter(word for words in self._words for word in words)
+        self._rarity = {word: math.log(len(self._words) / count) for word, count in counts.items()}
+        self._places = {document.external_id: place for place, document in enumerate(found.documents)}
+
+    def passages(self, question: Question, k: int) -> list[Passage]:
+        """A relevant document among the k - 1 others that share most rare words with the question.
+
+        Its place follows from the question's id, so that it is not always the first.
+        """
+        gold = min((self._places[name] for name in question.relevant if name in self._places), default=None)
+        if gold is None:
+            return []
+        asked = set(question.text.casefold().split()) & self._rarity.keys()
+        others = sorted(
+            (place for place, each in enumerate(self._documents) if each.external_id not in question.relevant),
+            key=lambda place: -sum(self._rarity[word] for word in asked & self._words[place]),
+        )[: k - 1]
+        at = int.from_bytes(hashlib.sha256(question.id.encode()).digest()[:4], "big") % (len(others) + 1)
+        shown = [self._documents[place] for place in (*others[:at], gold, *others[at:])]
+        return [
+            Passage(-number, "", each.external_id, 1, each.title, each.text, (0, len(each.text)), 0, 0.0)
+            for number, each in enumerate(shown, 1)
+        ]
 
 
 def _load_folder(folder: Path) -> EvalSet:
@@ -178,6 +215,7 @@ def _asked(file: Path) -> tuple[list[Question], int]:
                 text=_text(row, where, "question", "text"),
                 relevant=_grades(named, where),
                 as_of=_moment(row.get("as_of"), where),
+                answers=tuple(str(answer) for answer in row.get("answers") or () if isinstance(answer, str)),
             )
         )
     return questions, len(rows) - len(questions)
@@ -213,7 +251,8 @@ def _load_squad(file: Path) -> EvalSet:
             if row.get("is_impossible") or not row.get("answers"):
                 skipped += 1
                 continue
-            asked = Question(str(row["id"]), row["question"], {document.external_id: 1.0})
+            answers = tuple(dict.fromkeys(str(answer["text"]) for answer in row["answers"]))
+            asked = Question(str(row["id"]), row["question"], {document.external_id: 1.0}, answers=answers)
             found = questions.setdefault(asked.id, asked)
             if found.text == asked.text and found is not asked:  # the same question over a paragraph that stands twice
                 questions[asked.id] = replace(found, relevant={**found.relevant, **asked.relevant})

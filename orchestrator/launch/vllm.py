@@ -21,7 +21,7 @@ from orchestrator.types import Adapter
 Progress = Callable[[str], None]
 
 PORT = "{port}"  # replaced by the supervisor, which picks a free one
-MAX_RANK, MAX_ADAPTERS, MAX_SEQUENCES = 16, 4, 16
+MAX_RANK, MAX_SEQUENCES = 16, 16
 CACHE_GIB = 1  # 46,000 tokens of SmolLM2: eleven conversations of 4,096
 
 
@@ -60,7 +60,7 @@ def plan(settings: Settings, adapters: Sequence[Adapter] = (), merged: Adapter |
     """What should run: ``engine``, and ``merged`` when the settings want it. Nothing is downloaded or converted."""
     settings = settings.resolved()
     loaded = tuple((adapter.served_name, str(adapter.path.absolute())) for adapter in adapters)
-    lora = ("--enable-lora", "--max-lora-rank", str(MAX_RANK), "--max-loras", str(MAX_ADAPTERS))
+    lora = ("--enable-lora", "--max-lora-rank", str(MAX_RANK), "--max-loras", str(settings.adapter_slots))
     env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     base = _child("engine", settings, settings.engine_model, base_folder(settings), lora, env, loaded)
     if merged is None or not wants_merged(settings):

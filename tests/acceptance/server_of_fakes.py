@@ -16,7 +16,7 @@ class SlowEngine(ScriptedEngine):
     """Twelve tokens with a pause after each."""
 
     async def stream(self, generation: Generation) -> AsyncIterator[str | Completion]:
-        pieces = ['{"answerable": true, "citations": [1], "answer": "25', *[" days"] * 10, '"}']
+        pieces = ['{"answerable": true, "citations": [1], "answer": "25', *[" days"] * 10, '", "evidence": ""}']
         for piece in pieces:
             yield piece
             await asyncio.sleep(float(sys.argv[1]) / 10)

@@ -48,7 +48,7 @@ async def test_own_fields_stand_under_one_key(start: Start) -> None:
     own = (await world.ask()).orchestrator
 
     assert own["route"] == "grounded"
-    assert own["data"] == {"answerable": True, "citations": [1], "answer": "25 days of leave"}
+    assert own["data"] == {"answerable": True, "citations": [1], "answer": "25 days of leave", "evidence": LEAVE}
     assert own["citations"][0]["quote"] == LEAVE
     assert len(own["citations"][0]["quote_sha256"]) == 64
     assert own["passages"][0]["external_id"] == "doc-1.md"
@@ -91,7 +91,7 @@ async def test_bodies_keep_the_official_types_strictly(start: Start, question: s
     assert [chunk.usage is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
     assert all("usage" in chunk.model_fields_set for chunk in chunks)
     CreateEmbeddingResponse.model_validate_json(vectors.content, strict=True)
-    assert [Model.model_validate(entry, strict=True).object for entry in models.json()["data"]].count("model") == 7
+    assert [Model.model_validate(entry, strict=True).object for entry in models.json()["data"]].count("model") == 11
 
 
 async def test_stream_helper_of_the_client_accumulates_the_answer(start: Start) -> None:
@@ -232,7 +232,8 @@ async def test_json_object_gives_the_contracts_object(start: Start, stream: bool
     else:
         content = reply.choices[0].message.content
 
-    assert json.loads(content) == {"answerable": True, "citations": [1], "answer": "25 days of leave"}
+    said = {"answerable": True, "citations": [1], "answer": "25 days of leave", "evidence": LEAVE}
+    assert json.loads(content) == said
 
 
 async def test_json_object_of_a_route_without_a_model_is_json_too(start: Start) -> None:

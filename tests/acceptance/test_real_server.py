@@ -16,6 +16,8 @@ import httpx
 import openai
 import pytest
 
+from orchestrator.prompts import load_catalogue
+from orchestrator.resources import folder
 from tests.acceptance.conftest import end
 
 pytestmark = pytest.mark.vllm
@@ -60,6 +62,19 @@ async def test_cited_answer_links_to_what_it_quotes(client: openai.AsyncOpenAI) 
         text = (await web.get(url)).text
     assert text[start:stop] == reply.orchestrator["citations"][0]["quote"]
     assert "28" in reply.choices[0].message.content
+
+
+@pytest.mark.parametrize("route", ["card", "brief", "triage", "extract"])
+async def test_every_form_is_kept_by_the_base_under_its_constraint(client: openai.AsyncOpenAI, route: str) -> None:
+    reply: Any = await client.chat.completions.create(
+        model=f"orchestrator/{route}", messages=[{"role": "user", "content": "How many days of annual leave are there?"}]
+    )
+
+    own = reply.orchestrator
+    contract = load_catalogue(folder("prompts")).contract(own["plan"]["contract"])
+    assert contract.parse_output(contract.dump(own["data"])) == own["data"]
+    assert reply.choices[0].message.content == contract.render(own["data"])
+    assert own["model"] == "base"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -54,7 +54,7 @@ from orchestrator.types import Adapter, Answer, Document
 
 LEAVE = "Every employee has 25 days of leave a year."
 QUESTION = "How many days of leave do I get?"
-PIECES = ['{"answerable": true, "citations": [1], "answer": "25', " days", " of", ' leave"}']
+PIECES = ['{"answerable": true, "citations": [1], "answer": "25', " days", " of", f' leave", "evidence": "{LEAVE}"}}']
 TEXT = "25 days of leave [1]"
 ADAPTER = Adapter(
     "cited-answer", "ab" * 32, Path("adapter"), "base", 16, "grounded", "", "cited_answer", "", state="active"
@@ -257,6 +257,29 @@ def test_runnable_takes_options_per_call() -> None:
 
 def test_runnable_batches() -> None:
     assert [answer.text for answer in OrchestratorRunnable(make()).batch([QUESTION] * 3)] == [TEXT] * 3
+
+
+CARD = {name: {"citations": [], "value": ""} for name in ("rule", "applies_to", "limit", "deadline", "approval")}
+CARD |= {"limit": {"citations": [1], "value": "25 days"}}
+BRIEF = "## Summary\nEmployees have 25 days. [1]\n\n## Findings\n- Leave is 25 days. [1]\n\n## Open questions\n- Why?"
+
+
+@pytest.mark.parametrize(
+    ("route", "output", "text"),
+    [("card", json.dumps({"answerable": True, **CARD}), "- Limit: 25 days [1]"), ("brief", BRIEF, BRIEF)],
+)
+async def test_every_form_streams_text_and_ends_with_its_object(route: str, output: str, text: str) -> None:
+    model = OrchestratorChatModel(
+        orchestrator=await asyncio.to_thread(make, [output[at : at + 9] for at in range(0, len(output), 9)]),
+        model=f"orchestrator/{route}",
+    )
+
+    chunks = [chunk async for chunk in model.astream(QUESTION)]
+
+    assert "".join(str(chunk.content) for chunk in chunks) == text
+    own = next(chunk.response_metadata["orchestrator"] for chunk in chunks if "orchestrator" in chunk.response_metadata)
+    assert own["data"]["answerable"] is True
+    assert {citation["number"] for citation in own["citations"]} == {1}
 
 
 async def test_all_three_answer_asynchronously() -> None:

@@ -118,6 +118,18 @@ def test_a_killed_engine_has_its_adapters_back_before_it_is_ready(home: Path) ->
     assert len(processes(home)) == 3  # the killed engine's worker is gone
 
 
+def test_ten_adapters_are_back_before_a_killed_engine_is_ready(home: Path) -> None:
+    """Row D7: from the first moment at which it is ready, every one of the desired set answers."""
+    names = [f"form-{number}--{number:012x}" for number in range(10)]
+    service = supervisor.ensure(home, [child(adapters=tuple((name, str(home)) for name in names))])[0]
+    assert service.pid is not None
+
+    psutil.Process(service.pid).kill()
+    until(lambda: (found := ready(home)) and found.pid != service.pid)
+
+    assert served(ready(home)) == ["base", *names]
+
+
 def test_a_refused_adapter_does_not_stop_the_others(home: Path) -> None:
     service = supervisor.ensure(home, [child(adapters=(("bad--1", "/nowhere"), ("good--2", str(home))))])[0]
 

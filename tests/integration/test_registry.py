@@ -79,7 +79,7 @@ async def test_a_registered_adapter_is_a_candidate_with_its_own_read_only_copy(
 async def test_registering_twice_changes_nothing(registry: Registry, tmp_path: Path) -> None:
     source = make_adapter(tmp_path / "a")
     await registry.register(source)
-    await registry.promote("cited-answer")
+    await registry.promote("cited-answer", override="test")
 
     again = await registry.register(source)
 
@@ -104,7 +104,7 @@ async def test_a_plain_name_is_the_active_one_and_a_served_name_exactly_that_one
 ) -> None:
     first = await registry.register(make_adapter(tmp_path / "a", 1))
     second = await registry.register(make_adapter(tmp_path / "b", 2))
-    await registry.promote(first.served_name)
+    await registry.promote(first.served_name, override="test")
 
     assert (await registry.get("cited-answer")).digest == first.digest
     assert (await registry.get(second.served_name)).digest == second.digest
@@ -121,10 +121,10 @@ async def test_a_name_without_an_active_adapter_does_not_serve(registry: Registr
 
 async def test_promotion_swaps_and_rollback_swaps_back(registry: Registry, tmp_path: Path) -> None:
     first = await registry.register(make_adapter(tmp_path / "a", 1))
-    await registry.promote(first.served_name)
+    await registry.promote(first.served_name, override="test")
     second = await registry.register(make_adapter(tmp_path / "b", 2))
 
-    promoted = await registry.promote("cited-answer")
+    promoted = await registry.promote("cited-answer", override="test")
     back = await registry.rollback("cited-answer")
 
     assert promoted.digest == second.digest
@@ -138,7 +138,7 @@ async def test_promotion_swaps_and_rollback_swaps_back(registry: Registry, tmp_p
 async def test_a_candidate_that_never_served_is_no_target_of_a_rollback(registry: Registry, tmp_path: Path) -> None:
     first = await registry.register(make_adapter(tmp_path / "a", 1))
     await registry.register(make_adapter(tmp_path / "b", 2))
-    await registry.promote(first.served_name)
+    await registry.promote(first.served_name, override="test")
 
     with pytest.raises(InputError, match="was in service before"):
         await registry.rollback("cited-answer")
@@ -146,9 +146,9 @@ async def test_a_candidate_that_never_served_is_no_target_of_a_rollback(registry
 
 async def test_a_retired_adapter_is_not_rolled_back_to(registry: Registry, tmp_path: Path) -> None:
     first = await registry.register(make_adapter(tmp_path / "a", 1))
-    await registry.promote(first.served_name)
+    await registry.promote(first.served_name, override="test")
     second = await registry.register(make_adapter(tmp_path / "b", 2))
-    await registry.promote(second.served_name)
+    await registry.promote(second.served_name, override="test")
 
     retired = await registry.retire(first.served_name)
 
@@ -160,7 +160,7 @@ async def test_a_retired_adapter_is_not_rolled_back_to(registry: Registry, tmp_p
 async def test_promotions_at_once_leave_one_active(registry: Registry, tmp_path: Path) -> None:
     adapters = [await registry.register(make_adapter(tmp_path / str(seed), seed)) for seed in range(6)]
 
-    await asyncio.gather(*(registry.promote(adapter.served_name) for adapter in adapters))
+    await asyncio.gather(*(registry.promote(adapter.served_name, override="test") for adapter in adapters))
 
     assert [adapter.state for adapter in await registry.list()].count("active") == 1
 
@@ -225,7 +225,7 @@ async def test_the_shipped_adapter_does_not_displace_the_users(
     make_adapter(tmp_path / "adapters" / "cited-answer", 1)
     monkeypatch.setattr(module, "folder", lambda name: tmp_path / name)
     own = await registry.register(make_adapter(tmp_path / "own", 2))
-    await registry.promote(own.served_name)
+    await registry.promote(own.served_name, override="test")
 
     await ensure_shipped(registry, settings)
 

@@ -212,7 +212,7 @@ class Tenants(RuleBasedStateMachine):
 
         self.act(tenant, insert())
         registry = Registry(self.database, Settings(tenant=self.names[tenant]))
-        self.act(tenant, registry.promote("style"))
+        self.act(tenant, registry.promote("style", override="test"))
         assert [one.digest for one in self.act(tenant, registry.list())] == [self.canaries[tenant]]
 
     @rule(tenant=who)

@@ -22,6 +22,7 @@ from psycopg import sql
 from orchestrator.behaviour.registry import Registry
 from orchestrator.database import Database, Json, _statements, statement
 from orchestrator.errors import OrchestratorError, UnknownNameError
+from orchestrator.feedback import VERDICTS, give_feedback, latest_feedback, list_feedback, passages_of
 from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.jobs import Jobs
 from orchestrator.knowledge.store import PgStore
@@ -67,6 +68,7 @@ async def theirs(database: Database, tmp_path: Path) -> Theirs:
     query = Query(f"what is {CANARY}", tenant="b")
     async with Ledger.open(database) as ledger:
         await ledger.write(intent_record(query, Plan("answer", CANARY, "because"), [passage(1, CANARY)]))
+    await give_feedback(database, query.id, "good", note=CANARY, tenant="b")
     job = await Jobs(database, "b").enqueue_ingest([tmp_path], collection=CANARY, key="k")
     _, key = await create_key(database, "b", CANARY)
     fields = ("name", "path", "base", "prompt", "prompt_digest", "contract", "contract_digest")
@@ -88,6 +90,7 @@ def tries(database: Database, theirs: Theirs) -> Iterator[tuple[str, Callable[[]
     registry = Registry(database, Settings(tenant="a"))
     name, document = theirs.collection, theirs.external_id
     spans = [replace(passage(1, "x"), document_id=theirs.document_id, version=1, span=(0, 1000))]
+    shown = {"document_id": theirs.document_id, "version": 1, "chunk_id": 1, "span": [0, 1000]}
     citation = Citation(1, theirs.document_id, document, 1, 0, (0, 5), "Leave", "", "")
     yield "collections", store.collections
     yield "collection", lambda: store.collection(name)
@@ -110,6 +113,10 @@ def tries(database: Database, theirs: Theirs) -> Iterator[tuple[str, Callable[[]
     yield "count jobs", jobs.count_open
     yield "answer", lambda: show_answer(database, theirs.answer_id, "a")
     yield "answers", lambda: list_answers(database, "a", 10)
+    yield "feedback", lambda: list_feedback(database, theirs.answer_id, "a")
+    yield "latest feedback", lambda: latest_feedback(database, "a", VERDICTS)
+    yield "give feedback", lambda: give_feedback(database, theirs.answer_id, "bad", tenant="a")
+    yield "passages", lambda: passages_of(database, {"intent": {"passages": [shown]}}, "a")
     yield "verify", lambda: verify_ledger(database, "a")
     yield "adapters", registry.list
     yield "adapter", lambda: registry.find(theirs.adapter)
@@ -317,8 +324,8 @@ async def test_without_both_walls_the_same_tries_get_everything(
             found = await harm(database, theirs, log, one_by_one=True)
 
     reading = {"collections", "documents", "history", "text", "diff", "version", "spans", "changes", "job", "jobs", "answer",
-               "answers", "adapters", "adapter", "keys"}  # fmt: skip
-    writing = {"promote", "revoke", "cancel", "take", "learn", "erase"}
+               "answers", "feedback", "latest feedback", "passages", "adapters", "adapter", "keys"}  # fmt: skip
+    writing = {"give feedback", "promote", "revoke", "cancel", "take", "learn", "erase"}
     assert reading | writing <= found
 
 

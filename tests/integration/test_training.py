@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import random
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from orchestrator.behaviour.examples import Recipe, build_groups, load_questions
 from orchestrator.behaviour.fit import Fit, Progress, attach_lora, forbid_vision, mean_loss, open_base, write_atomically
 from orchestrator.behaviour.preflight import check_adapter
 from orchestrator.behaviour.tokens import Renderer, pack, unpack
-from orchestrator.behaviour.train import TrainRequest, adapter_digest, train_adapter
+from orchestrator.behaviour.train import TrainRequest, adapter_digest, provenance_file, train_adapter
 from orchestrator.compose import compose_messages
 from orchestrator.errors import TrainingError
 from orchestrator.prompts import load_catalogue
@@ -30,6 +33,16 @@ forbid_vision()
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+KILLED_RUNS = int(os.environ.get("TRAINING_KILLED_RUNS", "1"))  # each is killed three times, at random moments
+KILL_SEED = os.environ.get("TRAINING_KILL_SEED", str(random.randrange(10**6)))
+MOMENTS = ("lock", "job.json", "child.lock", "checkpoint.safetensors", ".adapter.part", "adapter")  # counted from there
+RUN = """
+import asyncio
+from pathlib import Path
+from tests.integration.test_training import make_request, train
+
+asyncio.run(train(make_request(Path(BASE), Path(WHERE))))
+"""
 CATALOGUE = load_catalogue(folder("prompts"))
 TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -158,7 +171,8 @@ async def test_a_branch_holds_exactly_the_tokens_of_its_conversation(base: Path,
                 renderer.prompt, branch.question, group.passages, count=renderer.count, budget_tokens=1600
             )
             turns = [{"role": each.role, "content": each.content} for each in served.messages]
-            turns.append({"role": "assistant", "content": renderer.contract.dump(branch.target())})
+            written = branch.output or renderer.contract.dump(branch.target())
+            turns.append({"role": "assistant", "content": written})
             whole = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)[
                 "input_ids"
             ]
@@ -192,7 +206,7 @@ def test_a_run_learns_and_leaves_a_checked_adapter_and_nothing_else(whole: tuple
         "adapter_model.safetensors",
         "manifest.json",
     ]
-    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["tiny", "tiny.provenance.jsonl"]
     assert checked.rank == 4
     assert losses[-1] < losses[0]
 
@@ -209,7 +223,23 @@ def test_the_manifest_says_what_the_adapter_depends_on(base: Path, whole: tuple[
     assert manifest["data"]["questions"] == 60
     assert sum(manifest["data"]["kinds"].values()) == 60
     assert len(manifest["probe"]) == 8
+    assert manifest["data"]["origins"] == {"builder": 60}
+    assert manifest["data"]["guard"]["underived"]["count"] == 0
+    assert manifest["closed_book"]["questions"] > 20
+    assert manifest["held_out"]["inputs"] > 0
     assert str(base) not in json.dumps(manifest)
+
+
+def test_every_row_leads_back_to_its_question(whole: tuple[Path, list[Progress]]) -> None:
+    out, _ = whole
+    content = provenance_file(out).read_bytes()
+    manifest = json.loads((out / "manifest.json").read_text())
+
+    records = [json.loads(line) for line in content.splitlines()]
+
+    assert hashlib.sha256(content).hexdigest() == manifest["data"]["provenance_sha256"]
+    assert sum(record["split"] == "train" for record in records) == 60
+    assert all(record["origin"]["question"] == record["id"] and record["documents"] for record in records)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +265,65 @@ async def test_a_killed_run_goes_on_to_the_same_bytes(
     assert (again / "adapter_model.safetensors").read_bytes() == (whole[0] / "adapter_model.safetensors").read_bytes()
     assert adapter_digest(again) == adapter_digest(whole[0])
     assert note in " ".join(progress.note for progress in seen)
+
+
+async def test_a_kill_between_the_two_moves_leaves_no_adapter_and_is_mended(
+    request_: TrainRequest, whole: tuple[Path, list[Progress]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(name: str) -> None:
+        if name == "provenance":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.behaviour.train.failpoint", die)
+        with pytest.raises(KeyboardInterrupt):
+            await train(request_)
+    assert not request_.out.exists()
+
+    again, _ = await train(request_)
+
+    assert adapter_digest(again) == adapter_digest(whole[0])
+    assert provenance_file(again).read_bytes() == provenance_file(whole[0]).read_bytes()
+
+
+@pytest.mark.parametrize("turn", range(KILLED_RUNS))
+async def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
+    base: Path, tmp_path: Path, whole: tuple[Path, list[Progress]], turn: int
+) -> None:
+    """Row D9: parent and child die by kill -9 at three random moments; until the end, no adapter or a whole one is there."""
+    request = make_request(base, tmp_path)
+    script = tmp_path / "run.py"
+    script.write_text(RUN.replace("WHERE", repr(str(tmp_path))).replace("BASE", repr(str(base))))
+    chance = random.Random(f"{KILL_SEED}:{turn}")
+
+    for _ in range(3):
+        await run_and_kill(script, request.job / chance.choice(MOMENTS), chance.uniform(0, 1.5))
+        assert not request.out.exists() or check_adapter(request.out)
+    if not request.out.exists():
+        await run_and_kill(script, None, 0)
+
+    assert check_adapter(request.out).digest == adapter_digest(whole[0]), f"TRAINING_KILL_SEED={KILL_SEED}"
+    assert provenance_file(request.out).read_bytes() == provenance_file(whole[0]).read_bytes()
+    assert sorted(path.name for path in request.out.parent.iterdir()) == ["tiny", "tiny.provenance.jsonl"]
+
+
+async def run_and_kill(script: Path, sign: Path | None, after_s: float) -> None:
+    """Runs the script in a session of its own; so long after the sign is there, all of it is killed, if it still runs."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), env=environment, start_new_session=True, stderr=asyncio.subprocess.PIPE
+    )
+    talk = asyncio.create_task(process.communicate())
+    while sign is not None and not talk.done():
+        if sign.exists():
+            await asyncio.wait([talk], timeout=after_s)
+            if not talk.done():
+                os.killpg(process.pid, signal.SIGKILL)
+                await talk
+                return
+        await asyncio.wait([talk], timeout=0.02)
+    _, said = await talk
+    assert process.returncode == 0 or b"holds an adapter already" in said, said.decode()
 
 
 async def test_other_settings_start_anew_and_say_so(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,3 +402,43 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path: Path, monk
 
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+async def test_training_goes_on_from_another_adapter(
+    request_: TrainRequest, whole: tuple[Path, list[Progress]], tmp_path: Path
+) -> None:
+    assert request_.fit is not None
+    started = replace(request_, fit=replace(request_.fit, start=str(whole[0])), out=tmp_path / "out" / "second")
+
+    out, seen = await train(started)
+
+    first = next(each.loss for each in seen if each.stage == "train" and each.loss is not None)
+    fresh = next(each.loss for each in whole[1] if each.stage == "train" and each.loss is not None)
+    assert first < fresh / 2
+    assert json.loads((out / "manifest.json").read_text())["fit"]["start"] == str(whole[0])
+
+
+@pytest.mark.parametrize("rank", [None, 8], ids=["no adapter", "another rank"])
+async def test_a_start_that_does_not_fit_is_named(
+    request_: TrainRequest, whole: tuple[Path, list[Progress]], tmp_path: Path, rank: int | None
+) -> None:
+    assert request_.fit is not None
+    fit = replace(request_.fit, rank=rank or 4, start=str(whole[0] if rank else tmp_path / "none"))
+
+    with pytest.raises(TrainingError, match="another rank" if rank else "no adapter to start from"):
+        await train(replace(request_, fit=fit))
+
+
+async def test_the_weights_of_fields_reach_the_loss(base: Path, request_: TrainRequest) -> None:
+    _, tokenizer = open_base(base, 1)
+    count = LocalTokens(base).count
+    contract = CATALOGUE.contract("cited_answer")
+    renderer = Renderer(
+        tokenizer, CATALOGUE.prompt("grounded"), contract, count, 1600, {"answerable": 5.0, "evidence": 0.5}
+    )
+    groups = await build_groups(load_questions(request_.data), search, split="train", count=9, recipe=request_.recipe)
+
+    packed = pack(renderer.group(groups[0]))
+
+    assert {0.5, 1.0, 5.0} == set(packed.weights)
+    assert len(packed.weights) == len(packed.targets)

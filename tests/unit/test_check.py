@@ -1,14 +1,11 @@
-"""The check: 0 of all forged citations pass, refusals carry none, and what is streamed is the start of what is said."""
+"""The check: 0 of all forged citations pass, refusals carry none, in whatever place of an answer they stand."""
 
 import json
-from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from orchestrator.check import AnswerStream, check_output, refusal
+from orchestrator.check import check_output, refusal
 from orchestrator.contract import Contract
 from orchestrator.errors import ContractError
 from orchestrator.prompts import load_catalogue
@@ -16,9 +13,26 @@ from orchestrator.resources import folder
 from orchestrator.testing import passage
 
 CATALOGUE = load_catalogue(folder("prompts"))
-CITED = CATALOGUE.contract("cited_answer")
 TEXT = CATALOGUE.contract("text_answer")
+CARD = CATALOGUE.contract("cited_fields")
+EXTRACT = CATALOGUE.contract("extract")
+TRIAGE = CATALOGUE.contract("ticket_triage")
+BRIEF = CATALOGUE.contract("brief")
 SHOWN = [passage(1, "Every employee has 25 days of leave."), passage(2, "Parking is free for visitors.")]
+PLAIN = {
+    "answerable": {"type": "boolean"},
+    "citations": {"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 5},
+    "answer": {"type": "string"},
+}
+
+
+def made(properties, **roles):
+    named = {"answer": "answer", **roles}
+    body = {"type": "object", "properties": properties, "required": list(properties), "x-orchestrator": named}
+    return Contract.parse("made", json.dumps(body))
+
+
+CITED = made(PLAIN, citations="citations", answerable="answerable", refusal="The documents do not answer this.")
 
 
 def output(answer="25 days of leave", citations=(1,), answerable=True, **more):
@@ -140,101 +154,243 @@ def test_output_that_breaks_the_contract_is_not_an_answer():
         check_output(CITED, output()[:-3], SHOWN)
 
 
-def made(properties, **roles):
-    named = {"answer": "answer", **roles}
-    body = {"type": "object", "properties": properties, "required": list(properties), "x-orchestrator": named}
-    return Contract.parse("made", json.dumps(body))
+EVIDENT = {
+    "answerable": {"type": "boolean"},
+    "citations": {"type": "array", "items": {"type": "integer"}},
+    "evidence": {"type": "string"},
+    "answer": {"type": "string"},
+}
+ROLES = {"citations": "citations", "answerable": "answerable", "evidence": "evidence", "refusal": "No."}
+BROKEN = [passage(1, "Paid leave.\n\nEvery employee\nhas 25 days of leave. Sick days are apart."), SHOWN[1]]
 
 
-def streamed(contract, pieces):
-    stream = AnswerStream(contract)
-    return [stream.feed(piece) for piece in pieces]
+def evident(evidence, citations=(1,), answer="25 days of leave"):
+    return check_output(made(EVIDENT, **ROLES), output(answer, citations, evidence=evidence), BROKEN)
 
 
-def cut(text, places):
-    bounds = [0, *sorted({place % (len(text) + 1) for place in places}), len(text)]
-    return [text[start:end] for start, end in pairwise(bounds)]
+def test_evidence_becomes_the_quote_of_the_citation():
+    checked = evident("employee has 25  days")
 
-
-PIECES = ["[1]", " [2]", "[", "[1", "[[", "]", "1", " ", "\n", '"', "\\", '"answer": "', "😀", "\u2028", "é", "\x00"]
-ANSWERS = st.lists(st.text(max_size=6) | st.sampled_from(PIECES), max_size=10).map("".join)
-
-
-@settings(max_examples=300)
-@given(ANSWERS, st.lists(st.integers(0, 400), max_size=12), st.booleans(), st.lists(st.integers(1, 3), max_size=3))
-@example("a  [1] b", [], True, [1])
-@example("[1[2]3]", list(range(80)), True, [1])
-def test_what_is_streamed_is_the_start_of_what_is_said(answer, places, is_ascii, citations):
-    written = json.dumps({"answerable": True, "citations": citations, "answer": answer}, ensure_ascii=is_ascii)
-
-    shown = "".join(streamed(CITED, cut(written, places)))
-
-    assert check_output(CITED, written, SHOWN).text.startswith(shown)
-
-
-@given(ANSWERS.filter(str.strip), st.lists(st.integers(0, 400), max_size=12), st.booleans())
-def test_a_text_is_streamed_to_its_end(answer, places, is_ascii):
-    written = json.dumps({"answer": answer}, ensure_ascii=is_ascii)
-
-    assert "".join(streamed(TEXT, cut(written, places))) == check_output(TEXT, written, ()).text
-
-
-def test_text_comes_as_soon_as_it_is_sure():
-    pieces = [
-        '{"answerable": true, "citations"',
-        ': [1], "answer": "25',
-        " days ",
-        "[",
-        "x",
-        r" \u00",
-        r"e9 \ud83d",
-        r'\ude00"}',
-    ]
-
-    assert streamed(CITED, pieces) == ["", "25", " days", "", " [x", "", " é", " 😀"]
+    (citation,) = checked.citations
+    assert checked.data["evidence"] == citation.quote == "employee\nhas 25 days"
+    assert BROKEN[0].text[slice(*citation.span)] == citation.quote
+    assert citation.paragraph == 1
+    assert checked.flags == ()
 
 
 @pytest.mark.parametrize(
-    "written",
+    "evidence", ["", " ", "employee has 30 days", "5 days of leave", "mployee has 25 days", "Parking is free"]
+)
+def test_evidence_that_no_cited_passage_holds_is_dropped_and_flagged(evidence):
+    checked = evident(evidence)
+
+    assert checked.data["evidence"] == ""
+    assert checked.text == "25 days of leave [1]"
+    assert checked.citations[0].quote == "Every employee\nhas 25 days of leave."
+    assert checked.flags == ("evidence_not_verbatim",)
+
+
+def test_evidence_quotes_the_passage_it_stands_in():
+    checked = evident("free for visitors", [1, 2], "free for 25 days of leave")
+
+    assert [citation.quote for citation in checked.citations] == [
+        "Every employee\nhas 25 days of leave.",
+        "free for visitors",
+    ]
+
+
+def test_evidence_of_a_citation_that_was_dropped_goes_with_it():
+    checked = evident("Parking is free for visitors.", [2])
+
+    assert checked.data["evidence"] == ""
+    assert checked.flags == ("citation_dropped:2", "no_source")
+
+
+def test_a_refusal_has_no_evidence():
+    written = output("25", [], answerable=False, evidence="employee has 25 days")
+
+    assert check_output(made(EVIDENT, **ROLES), written, BROKEN).data["evidence"] == ""
+    assert refusal(made(EVIDENT, **ROLES)).data == {"answerable": False, "citations": [], "evidence": "", "answer": ""}
+
+
+def card(**fields):
+    empty = {"rule": [[], ""], "applies_to": [[], ""], "limit": [[], ""], "deadline": [[], ""], "approval": [[], ""]}
+    parts = {name: {"citations": part[0], "value": part[1]} for name, part in {**empty, **fields}.items()}
+    return json.dumps({"answerable": True, **parts})
+
+
+def test_each_field_carries_its_own_citations():
+    checked = check_output(CARD, card(rule=[[2], "Parking is free"], limit=[[1], "25 days"]), SHOWN)
+
+    assert checked.text == "- Rule: Parking is free [2]\n- Limit: 25 days [1]"
+    assert [(each.number, each.quote) for each in checked.citations] == [
+        (2, "Parking is free for visitors."),
+        (1, "Every employee has 25 days of leave."),
+    ]
+    assert checked.flags == ()
+
+
+def test_one_passage_may_carry_two_fields_with_a_quote_each():
+    both = passage(1, "Leave is 25 days. Parking is free.")
+
+    checked = check_output(CARD, card(rule=[[1], "Parking is free"], limit=[[1], "25 days"]), [both])
+
+    assert [each.quote for each in checked.citations] == ["Parking is free.", "Leave is 25 days."]
+
+
+@pytest.mark.parametrize(
+    ("part", "kept", "text", "flags"),
     [
-        '{"answer": "25 days", "answerable": false, "citations": []}',
-        '{"answer": "25 days", "answerable": true, "citations": [1]}',
-        '{"citations": [1], "answer": "25 days", "answerable": true}',
-        '{"answerable": true, "answer": "25 days", "citations": [1]}',
-        '{"answerable": false, "citations": [], "answer": "25 days"}',
-        '{"answerable": "true", "citations": [], "answer": "25 days"}',
-        '{"answerable": null, "citations": [], "answer": "25 days"}',
-        '{"x": {"answerable": true, "citations": [1], "answer": "25 days"}}',
-        '{"x": "\\"answerable\\": true, \\"citations\\": [], \\"answer\\": \\"25", "answer": "days"}',
-        '["answerable", true, "answer", "25 days"]',
-        'Sure: {"answerable": true, "citations": [1], "answer": "25 days"}',
-        '{"answerable": true, "citations": [1], "answer": 25}',
-        '{"answerable": true, "citations": [1], "answer": null}',
-        '{"answerable": true, "citations": [1',
-        '"answer": "25 days"',
+        ([[1, 9], "25 days"], [1], "25 days [1]", ("citation_dropped:9:limit",)),
+        ([[2], "25 days"], [], "25 days [no source]", ("citation_dropped:2:limit", "no_source:limit")),
+        ([[1], "30 days"], [], "30 days [no source]", ("unsupported:limit", "no_source:limit")),
+        ([[1], "25 [2] days"], [1], "25 days [1]", ("marks_removed:limit",)),
+        ([[], "25 days"], [], "25 days [no source]", ("no_source:limit",)),
+        ([[1], "25\ndays"], [1], "25 days [1]", ()),
     ],
 )
-def test_nothing_is_streamed_before_the_verdict(written):
-    assert "".join(streamed(CITED, written)) == ""
+def test_a_field_is_checked_like_an_answer(part, kept, text, flags):
+    checked = check_output(CARD, card(rule=[[2], "Parking is free"], limit=part), SHOWN)
+
+    assert checked.data["limit"]["citations"] == kept
+    assert checked.text == f"- Rule: Parking is free [2]\n- Limit: {text}"
+    assert checked.flags == flags
 
 
-@pytest.mark.parametrize("escape", ["\ud800", "\\ud800", "\\udc00", "\\ud800\\ud800", "\\x", "\\u00g0", "\n", "\x00"])
-def test_a_broken_escape_ends_the_stream_and_the_answer(escape):
-    written = f'{{"answer": "sure {escape} x"}}'
+def test_an_empty_field_cites_nothing():
+    checked = check_output(CARD, card(rule=[[2], "Parking is free"], limit=[[1], " "]), SHOWN)
 
-    assert "".join(streamed(TEXT, written)) == "sure"
-    with pytest.raises(ContractError):
-        check_output(TEXT, written, ())
+    assert checked.data["limit"] == {"citations": [], "value": ""}
+    assert checked.flags == ("citation_dropped:1:limit",)
 
 
-def test_a_number_before_the_answer_is_read_to_its_end():
-    contract = made({"note": {"type": "integer"}, "answer": {"type": "string"}})
+def test_a_card_without_a_word_is_a_refusal():
+    checked = check_output(CARD, card(limit=[[1], ""]), SHOWN)
 
-    assert "".join(streamed(contract, '{"note": 1234, "answer": "yes"}')) == "yes"
+    assert checked.text == CARD.refusal
+    assert checked.flags == ("citation_dropped:1:limit", "empty_answer")
+    assert CARD.parse_output(json.dumps(checked.data))["answerable"] is False
 
 
-def test_fields_before_the_answer_may_be_of_any_kind():
-    contract = made({"note": {}, "answer": {"type": "string"}})
-    written = '{ "note" : {"answer": "no", "a": [1, "}"]}, "answer" : "yes" }'
+def test_a_refused_card_is_emptied():
+    written = card(limit=[[1], "25 days"]).replace("true", "false")
 
-    assert "".join(streamed(contract, written)) == "yes"
+    checked = check_output(CARD, written, SHOWN)
+
+    assert checked.data == refusal(CARD).data == CARD.parse_output(json.dumps(checked.data))
+    assert (checked.text, checked.citations, checked.flags) == (CARD.refusal, (), ("citation_dropped:1:limit",))
+
+
+def claims(*parts):
+    item = {
+        "type": "object",
+        "properties": {
+            "no": {"type": "array", "items": {"type": "integer"}},
+            "quote": {"type": "string"},
+            "said": {"type": "string"},
+        },
+        "required": ["no", "quote", "said"],
+        "x-orchestrator": {"answer": "said", "citations": "no", "evidence": "quote"},
+    }
+    roles = {"show": {"topic": "", "claims": "Claims"}, "refusal": "No."}
+    properties = {"topic": {"type": "string"}, "claims": {"type": "array", "items": item}}
+    body = {"type": "object", "properties": properties, "required": list(properties), "x-orchestrator": roles}
+    written = {"topic": "leave [7]", "claims": [{"no": no, "quote": quote, "said": said} for no, quote, said in parts]}
+    return Contract.parse("claims", json.dumps(body)), json.dumps(written)
+
+
+def test_a_list_of_claims_is_checked_one_by_one():
+    contract, written = claims(([1], "has 25 days", "25 days"), ([2], "free for dogs", "free"), ([2], "", "zebras"))
+
+    checked = check_output(contract, written, SHOWN)
+
+    assert checked.text == "- leave\n- Claims: 25 days [1]; free [2]; zebras [no source]"
+    assert [each.quote for each in checked.citations] == ["has 25 days", "Parking is free for visitors."]
+    assert [part["quote"] for part in checked.data["claims"]] == ["has 25 days", "", ""]
+    assert checked.flags == (
+        "evidence_not_verbatim:claims.1",
+        "citation_dropped:2:claims.2",
+        "no_source:claims.2",
+    )
+
+
+def extracted(**fields):
+    return json.dumps({name: [] for name in EXTRACT.schema["properties"]} | fields)
+
+
+def test_what_is_extracted_stands_in_the_message():
+    message = "Ann  Lee paid 25 EUR,\nBob paid 125 EUR."
+
+    checked = check_output(EXTRACT, extracted(people=["Ann Lee", "Eve"], amounts=["25 EUR", "5 EUR"]), (), message)
+
+    assert checked.data["people"] == ["Ann  Lee"]
+    assert checked.data["amounts"] == ["25 EUR"]
+    assert checked.text == "- People: Ann Lee\n- Amounts: 25 EUR"
+    assert checked.flags == ("not_in_message:people", "not_in_message:amounts")
+
+
+def test_a_message_that_names_nothing_is_told_so():
+    nothing = check_output(EXTRACT, extracted(), (), "It rained.")
+    lost = check_output(EXTRACT, extracted(people=["Eve"]), (), "It rained.")
+
+    assert (nothing.text, nothing.flags) == (EXTRACT.refusal, ())
+    assert (lost.text, lost.flags) == (EXTRACT.refusal, ("not_in_message:people", "empty_answer"))
+    assert EXTRACT.parse_output(json.dumps(lost.data)) == lost.data
+
+
+def test_the_words_that_decide_are_the_messages():
+    written = {"quote": "charged twice", "reason": "An error.", "category": "billing", "priority": "normal"}
+
+    right = check_output(TRIAGE, json.dumps(written), (), "I was charged twice.")
+    wrong = check_output(TRIAGE, json.dumps(written), (), "I was charged once.")
+
+    assert right.text.splitlines()[0] == "- From the message: charged twice"
+    assert (wrong.data["quote"], wrong.flags) == ("", ("not_in_message:quote",))
+    assert wrong.text == "- Why: An error.\n- Category: billing\n- Priority: normal"
+
+
+REPORT = """## Summary
+Every employee has 25 days. [1]
+
+## Findings
+- Parking is free. [2]
+- Parking costs 7 euros. [2] [9]
+
+## Open questions
+- Who parks there?"""
+
+
+def test_the_lines_of_a_report_are_checked_like_answers():
+    checked = check_output(BRIEF, REPORT, SHOWN)
+
+    assert checked.text == REPORT.replace("7 euros. [2] [9]", "7 euros. [no source]")
+    assert [each.number for each in checked.citations] == [1, 2]
+    assert checked.data["report"]["Findings"][1] == {"citations": [], "text": "Parking costs 7 euros."}
+    assert checked.flags == (
+        "citation_dropped:9:report.Findings.1",
+        "unsupported:report.Findings.1",
+        "no_source:report.Findings.1",
+    )
+
+
+def test_a_report_refuses_in_its_own_words():
+    checked = check_output(BRIEF, BRIEF.refusal + "\n", SHOWN)
+
+    assert (checked.text, checked.citations, checked.flags) == (BRIEF.refusal, (), ())
+    assert checked.data == refusal(BRIEF).data
+
+
+def test_of_a_thousand_forged_citations_in_fields_and_lines_none_passes():
+    random = Random(6)
+    for _ in range(500):
+        numbers = random.choices([1, 2, 3, 99], k=random.randrange(1, 3))
+        words = random.choice(["25", "free", "zebra 7", "25 free"])
+        marks = "".join(f" [{number}]" for number in numbers)
+        report = f"## Summary\n{words}{marks}\n\n## Findings\n- {words}{marks}\n\n## Open questions\n- x"
+        for contract, written in ((CARD, card(limit=[numbers, words])), (BRIEF, report)):
+            checked = check_output(contract, written, SHOWN)
+
+            assert checked.text.count("[1]") + checked.text.count("[2]") == len(checked.citations)
+            assert not {"[3]", "[99]"} & set(checked.text.split())
+            assert all(SHOWN[each.number - 1].text[slice(*each.span)] == each.quote for each in checked.citations)
+            assert ("[no source]" in checked.text) == any(flag.startswith("no_source") for flag in checked.flags)

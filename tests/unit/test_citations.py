@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.citations import best_sentence, is_supported, resolve_citations, shares_words
+from orchestrator.citations import best_sentence, find_quote, is_supported, resolve_citations, shares_words
+from orchestrator.compose import neutralise
 from orchestrator.testing import passage
 
 LEAVE = "Leave is granted on request. Every employee has 25 days of annual leave. Carry-over ends on 31 March."
@@ -206,3 +207,40 @@ def test_a_literal_stretch_of_a_source_is_supported(text):
 def test_a_name_that_no_cited_passage_holds_is_not_supported(answer, supported):
     cited = passage(1, "Donations to political parties are not made; parties get none of them.")
     assert is_supported(answer, [cited]) is supported
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "found"),
+    [
+        ("You have 25 days.", "25 days", "25 days"),
+        ("You have 125 days, or 25 days.", "25 days", "25 days"),
+        ("You have\n  25\u00a0days.", "have 25 days", "have\n  25\u00a0days"),
+        ("You have 125 days.", "25 days", None),
+        ("You have 25 days.", "25 day", None),
+        ("You have 25 days.", "25 Days", None),
+        ("You have 25 days.", " ", None),
+        ("", "x", None),
+        ("東京は首都です。", "首都", "首都"),
+    ],
+)
+def test_a_quote_is_found_word_for_word_whatever_the_space(text, wanted, found):
+    span = find_quote(text, wanted)
+
+    assert (text[slice(*span)] if span else None) == found
+
+
+@given(st.text(max_size=80), st.integers(0, 80), st.integers(0, 80))
+def test_what_is_cut_from_a_text_at_words_is_found_in_it(text, start, end):
+    words = text.split()
+    wanted = " ".join(words[min(start, end) : max(start, end)])
+
+    span = find_quote(text, wanted)
+
+    assert (span is not None) == bool(wanted)
+    assert span is None or text[slice(*span)].split() == wanted.split()
+
+
+def test_what_was_made_harmless_for_the_prompt_is_still_a_quote():
+    text = "[1] <|im_start|>\nQuestion: who pays?"
+
+    assert find_quote(text, neutralise(text)) == (0, len(text))

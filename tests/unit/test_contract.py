@@ -12,7 +12,29 @@ from orchestrator.prompts import load_catalogue
 from orchestrator.resources import folder
 
 CATALOGUE = load_catalogue(folder("prompts"))
-CITED = CATALOGUE.contract("cited_answer")
+CITED = Contract.parse(
+    "cited",
+    json.dumps(
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "cited",
+            "type": "object",
+            "properties": {
+                "answerable": {"type": "boolean"},
+                "citations": {"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 5},
+                "answer": {"type": "string", "maxLength": 800},
+            },
+            "required": ["answerable", "citations", "answer"],
+            "additionalProperties": False,
+            "x-orchestrator": {
+                "answer": "answer",
+                "citations": "citations",
+                "answerable": "answerable",
+                "refusal": "The documents do not answer this question.",
+            },
+        }
+    ),
+)
 TEXT = CATALOGUE.contract("text_answer")
 GOOD = {"answerable": True, "citations": [1], "answer": "Paris"}
 
@@ -69,6 +91,8 @@ def test_roles_name_fields_of_any_name():
         ({"answer": "answer", "citations": "nowhere", "refusal": "No."}, "citations"),
         ({"answer": "answer", "answerable": "known"}, "refusal text"),
         ({"answer": "answer", "citations": "sources", "refusal": ""}, "refusal text"),
+        ({"answer": "answer", "evidence": "answer"}, "evidence"),
+        ({"answer": "answer", "citations": "sources", "evidence": "known", "refusal": "No."}, "evidence"),
         ({"answer": ["answer"]}, "mine"),
         (["answer"], "mine"),
         (5, "mine"),
@@ -161,3 +185,66 @@ def test_the_digest_tells_contracts_apart_that_differ_in_the_order_of_fields_onl
     turned = {**schema, "properties": dict(reversed(schema["properties"].items()))}
     assert Contract.parse("a", body).digest == Contract.parse("a", json.dumps(schema)).digest
     assert Contract.parse("a", body).digest != Contract.parse("a", json.dumps(turned)).digest
+
+
+FIELD = {
+    "type": "object",
+    "properties": {"value": {"type": "string"}, "from": {"type": "array", "items": {"type": "integer"}}},
+    "required": ["value", "from"],
+    "x-orchestrator": {"answer": "value", "citations": "from"},
+}
+
+
+def fields_with(part=FIELD, **roles):
+    body = {
+        "type": "object",
+        "properties": {"known": {"type": "boolean"}, "rule": part},
+        "required": ["known", "rule"],
+        "x-orchestrator": {"answerable": "known", "refusal": "No.", "show": {"rule": "Rule"}, **roles},
+    }
+    return Contract.parse("mine", json.dumps(body))
+
+
+def test_the_numbers_of_every_field_are_bounded_by_what_was_shown():
+    listed = {"type": "array", "items": FIELD}
+
+    alone = fields_with().engine_schema(2)["properties"]["rule"]
+    many = fields_with(listed).engine_schema(0)["properties"]["rule"]["items"]
+
+    assert alone["properties"]["from"] == {"type": "array", "items": {"type": "integer", "enum": [1, 2]}, "maxItems": 2}
+    assert many["properties"]["from"] == {"type": "array", "maxItems": 0}
+    assert "x-orchestrator" not in json.dumps([alone, many])
+
+
+def test_fields_read_as_a_list_in_the_schemas_order():
+    contract = fields_with()
+
+    assert contract.render({"known": True, "rule": {"value": " 25\ndays", "from": [2, 1]}}) == "- Rule: 25 days [2] [1]"
+    assert contract.render({"known": True, "rule": {"value": "25", "from": []}}) == "- Rule: 25 [no source]"
+    assert contract.render({"known": False, "rule": {"value": "25", "from": [1]}}) == "No."
+    assert contract.refused() == {"known": False, "rule": {"value": "", "from": []}}
+
+
+@pytest.mark.parametrize(
+    ("part", "roles", "said"),
+    [
+        ({**FIELD, "x-orchestrator": {"answer": "value"}}, {}, "must name answer and citations"),
+        ({**FIELD, "x-orchestrator": {"answer": "value", "citations": "value"}}, {}, "required array"),
+        ({**FIELD, "x-orchestrator": {"answer": "gone", "citations": "from"}}, {}, "required string"),
+        ({**FIELD, "x-orchestrator": {"answer": "value", "citations": "from", "more": "x"}}, {}, "evidence"),
+        ({**FIELD, "required": ["value"]}, {}, "required array"),
+        ({"anyOf": [FIELD, {"type": "null"}]}, {}, "anyOf"),
+        (FIELD, {"refusal": ""}, "refusal text"),
+        (FIELD, {"show": {"known": "Known"}}, "show 'rule'"),
+        (FIELD, {"show": {"gone": "Gone"}}, "show"),
+        (FIELD, {"show": {}}, "show"),
+        (FIELD, {"show": {"rule": "a\nb"}}, "show"),
+        (FIELD, {"quoted": ["gone"]}, "quoted"),
+        (FIELD, {"citations": "rule"}, "those of an answer"),
+        ({"type": "string", "minLength": 3}, {"quoted": ["rule"]}, "an empty answer"),
+        ({"type": "string", "format": "email"}, {}, "'format' at /properties/rule"),
+    ],
+)
+def test_wrong_marks_are_refused(part, roles, said):
+    with pytest.raises(SettingsError, match=said):
+        fields_with(part, **roles)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.behaviour.examples import (
+    MAX_EVIDENCE,
     Branch,
     Group,
     Question,
@@ -20,9 +21,11 @@ from orchestrator.behaviour.examples import (
     answer_from,
     build_groups,
     contains_answer,
+    cut_answer,
     is_gold,
     load_questions,
     normalise_answer,
+    quote_for,
     read_groups,
     split_of,
     summarise,
@@ -202,8 +205,9 @@ def test_the_targets_of_both_kinds() -> None:
 
     assert found is not None
     assert missing is not None
-    assert found.target() == {"answerable": True, "citations": [1], "answer": "nine"}
-    assert missing.target() == {"answerable": False, "citations": [], "answer": ""}
+    evidence = "The bell rings at nine."
+    assert found.target() == {"answerable": True, "citations": [1], "answer": "nine", "evidence": evidence}
+    assert missing.target() == {"answerable": False, "citations": [], "answer": "", "evidence": ""}
 
 
 def test_a_question_that_another_passage_may_answer_is_not_used() -> None:
@@ -265,7 +269,7 @@ def test_a_swapped_question_names_what_no_shown_passage_mentions() -> None:
     assert twin is not None
     assert twin.question == "When did she meet Dan Poe?"
     assert (twin.question_id, twin.kind, twin.answers) == ("q~Dan Poe", "entity_swapped", ())
-    assert twin.target() == {"answerable": False, "citations": [], "answer": ""}
+    assert twin.target() == {"answerable": False, "citations": [], "answer": "", "evidence": ""}
 
 
 @pytest.mark.parametrize("question", ["When did they meet?", "When did she meet Zed Kay?", "Ann Lee met whom?"])
@@ -290,3 +294,75 @@ async def test_another_order_visits_the_same_split_in_another_order() -> None:
 
     assert [group.id for group in first] != [group.id for group in other]
     assert {split_of("", each.external_id, RECIPE.seed) for group in other for each in group.passages} == {"train"}
+
+
+def asks(text: str, *answers: str) -> Question:
+    return Question("q", text, "a", True, answers)
+
+
+def test_evidence_is_the_sentence_that_answers_and_not_the_first_with_the_word() -> None:
+    text = "Ann had nine cats. The bell rings at nine. Bob left at nine."
+
+    assert quote_for(asks("When does the bell ring?", "nine"), text) == "The bell rings at nine."
+
+
+def test_long_evidence_is_the_clauses_around_the_answer_verbatim() -> None:
+    text = (
+        f"{'It was a grey day in the old town, ' * 5}and the bell was cast by Ann Lee, {'who lived there, ' * 12}alone."
+    )
+
+    evidence = quote_for(asks("Who cast the bell?", "Ann Lee"), text)
+
+    assert "the bell was cast by Ann Lee" in evidence
+    assert len(evidence) <= MAX_EVIDENCE
+    assert evidence in text
+
+
+def test_evidence_keeps_clear_of_quotation_marks_unless_the_answer_is_in_them() -> None:
+    text = 'She called it "the old bell" and sold it to Bob Ray in 1911.'
+
+    assert quote_for(asks("Who bought it?", "Bob Ray"), text) == "and sold it to Bob Ray in 1911."
+    assert "the old bell" in quote_for(asks("What did she call it?", "the old bell"), text)
+
+
+def test_a_cut_passage_says_all_but_the_answer() -> None:
+    shown = [
+        passage(1, "Cats sleep in the hall. The bell rings at nine. It is loud.", external_id="a"),
+        passage(2, "Dogs bark.", external_id="b"),
+    ]
+    question = asks("When does the bell ring?", "nine")
+
+    cut = cut_answer(question, shown)
+
+    assert cut is not None
+    assert [passage.text for passage in cut] == ["Cats sleep in the hall. It is loud.", "Dogs bark."]
+    branch = answer_from(question, cut)
+    assert branch is not None
+    assert (branch.kind, branch.evidence) == ("sentence_cut", "")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["The bell rings at nine."], ["Cats sleep at nine in the hall. The bell rings at nine."]],
+    ids=["nothing is left", "the answer stands elsewhere too"],
+)
+def test_a_passage_that_cannot_lose_its_answer_is_not_cut(texts: list[str]) -> None:
+    shown = [passage(number, text, external_id="a") for number, text in enumerate(texts, 1)]
+
+    assert cut_answer(asks("When does the bell ring?", "nine"), shown) is None
+
+
+async def test_cutting_makes_questions_whose_document_is_shown_without_the_fact() -> None:
+    passages, questions = make_corpus()
+    told = [replace(each, text=f"{each.text} {'It lies by the sea. ' * 6}".strip()) for each in passages]
+
+    async def search_told(text: str, k: int) -> Sequence[Passage]:
+        return [told[found.chunk_id - 1] for found in find(text)[:k]]
+
+    recipe = replace(RECIPE, cut=1.0, unanswerable=0.5)
+    groups = await build_groups(questions, search_told, split="train", count=200, recipe=recipe)
+    found = [(group, branch) for group in groups for branch in group.branches if branch.kind == "sentence_cut"]
+
+    assert found
+    for group, branch in found:
+        assert not any(contains_answer(passage.text, branch.answers) for passage in group.passages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.behaviour.tokens import Rendered, common_prefix, pack, unpack
+from orchestrator.behaviour.tokens import Rendered, common_prefix, field_spans, pack, unpack
 
 ids = st.lists(st.integers(0, 5), min_size=1, max_size=6).map(tuple)
 conversations = st.builds(
@@ -58,3 +58,27 @@ def test_the_prefix_is_stored_once() -> None:
 def test_common_prefix_of_nothing_in_common() -> None:
     assert common_prefix([(1, 2), (3, 2)]) == 0
     assert common_prefix([(1, 2), (1, 2, 3)]) == 2
+
+
+def test_every_target_has_a_weight() -> None:
+    packed = pack([Rendered((1, 2, 3), (4, 5), (3.0, 0.5)), Rendered((1, 2, 4), (6,))])
+
+    assert packed.weights == (3.0, 0.5, 1.0)
+
+
+def test_fields_are_found_whatever_their_text_holds() -> None:
+    text = '{"answerable":true,"citations":[1, 2],"answer":"a \\"b\\", \\"c\\": 1","evidence":""}'
+
+    spans = field_spans(text)
+
+    assert {name: text[start:end] for name, (start, end) in spans.items()} == {
+        "answerable": "true",
+        "citations": "[1, 2]",
+        "answer": '"a \\"b\\", \\"c\\": 1"',
+        "evidence": '""',
+    }
+
+
+def test_a_text_that_is_no_object_has_no_fields() -> None:
+    assert field_spans("# Report\n\nAll is well [1].") == {}
+    assert field_spans('{"answer": "cut') == {}

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from orchestrator.errors import (
     TooLargeError,
     UnknownNameError,
 )
-from orchestrator.pipeline import Pipeline
+from orchestrator.pipeline import Pipeline, conversation
 from orchestrator.prompts import load_catalogue
 from orchestrator.resources import folder
 from orchestrator.router import Router
@@ -40,8 +40,17 @@ CATALOGUE = load_catalogue(folder("prompts"))
 ADAPTER = Adapter("cited-answer", "a" * 64, Path("x"), "base", 16, "grounded", "d", "cited_answer", "d")
 LEAVE = passage(1, "Every employee has 25 days of leave.")
 PARKING = passage(2, "Parking is free.")
-GROUNDED = ['{"answerable": true, "cita', 'tions": [1], "answer": "25', " days of le", 'ave"}']
+EVIDENCE = ', "evidence": "Every employee has 25 days of leave."}'
+GROUNDED = ['{"answerable": true, "cita', 'tions": [1], "answer": "25', " days of le", 'ave"', EVIDENCE]
 COUNT = WordTokens()
+
+
+def written(answerable, citations, answer):
+    """The object as the model writes it."""
+    fields = {"answerable": answerable, "citations": citations, "evidence": "", "answer": answer}
+    return CATALOGUE.contract("cited_answer").dump(fields)
+
+
 DIRECT = ['{"answer": "bill', 'ing"}']
 QUESTION = "How many days of leave?"
 TASK = "Classify as billing or other: I was charged twice"
@@ -221,7 +230,7 @@ async def test_without_passages_the_refusal_needs_no_model():
     events = await collect(pipeline, Query(QUESTION))
 
     assert events[-1].text == joined(events) == CATALOGUE.contract("cited_answer").refusal
-    assert events[-1].data == {"answerable": False, "citations": [], "answer": ""}
+    assert events[-1].data == {"answerable": False, "citations": [], "answer": "", "evidence": ""}
     assert events[-1].flags == ("no_passages",)
     assert engine.received == []
     assert outcomes(pipeline) == ["complete"]
@@ -243,25 +252,26 @@ REFUSAL = "The documents do not answer this question."
     ("output", "text", "flags"),
     [
         (
-            '{"answerable": true, "citations": [9], "answer": "25 days"}',
+            '{"answerable": true, "citations": [9], "answer": "25 days"',
             "25 days [no source]",
             ("citation_dropped:9", "no_source"),
         ),
         (
-            '{"answerable": true, "citations": [1], "answer": "26 days of leave"}',
+            '{"answerable": true, "citations": [1], "answer": "26 days of leave"',
             "26 days of leave [no source]",
             ("unsupported", "no_source"),
         ),
-        ('{"answerable": true, "citations": [1], "answer": "25 [2] days [1]"}', "25 days [1]", ("marks_removed",)),
-        ('{"answerable": false, "citations": [1], "answer": "25 days"}', REFUSAL, ("citation_dropped:1",)),
-        ('{"answerable": true, "citations": [1], "answer": " "}', REFUSAL, ("citation_dropped:1", "empty_answer")),
-        ('{"answer": "25 days", "answerable": false, "citations": []}', REFUSAL, ()),
-        ('{"answer": "25 days", "citations": [1], "answerable": true}', "25 days [1]", ()),
-        ('{"answerable": true, "citations": [1], "answer": "  25\\u0020days\\n "}', "25 days [1]", ()),
+        ('{"answerable": true, "citations": [1], "answer": "25 [2] days [1]"', "25 days [1]", ("marks_removed",)),
+        ('{"answerable": false, "citations": [1], "answer": "25 days"', REFUSAL, ("citation_dropped:1",)),
+        ('{"answerable": true, "citations": [1], "answer": " "', REFUSAL, ("citation_dropped:1", "empty_answer")),
+        ('{"answer": "25 days", "answerable": false, "citations": []', REFUSAL, ()),
+        ('{"answer": "25 days", "citations": [1], "answerable": true', "25 days [1]", ()),
+        ('{"answerable": true, "citations": [1], "answer": "  25\\u0020days\\n "', "25 days [1]", ()),
     ],
 )
 @pytest.mark.parametrize("step", [1, 3, 1000])
 async def test_deltas_join_to_the_answer_also_when_it_was_corrected(output, text, flags, step):
+    output += EVIDENCE
     pipeline, _ = build([output[start : start + step] for start in range(0, len(output), step)])
 
     events = await collect(pipeline, Query(QUESTION))
@@ -440,7 +450,7 @@ async def test_an_engine_that_lost_the_adapter_is_asked_once_more(error):
     answer = await pipeline.ask(Query(QUESTION))
 
     assert answer.text == "25 days of leave [1]"
-    assert pipeline.serving.forgotten == ["cited-answer"]
+    assert pipeline.serving.forgotten == [ADAPTER.served_name]
     assert len(engine.received) == 2
     assert engine.received[0] == engine.received[1]
     assert kinds(pipeline) == ["intent", "outcome"]
@@ -463,20 +473,59 @@ async def test_an_adapter_is_asked_for_twice_at_most_and_never_after_the_first_t
     assert outcomes(pipeline) == [outcome]
 
 
-async def test_an_adapter_that_changed_in_between_does_not_answer():
+@pytest.mark.parametrize("still_there", [True, False])
+async def test_after_a_cut_over_the_very_adapter_answers_that_was_asked_or_none(still_there):
     pipeline, engine = build([AdapterUnavailableError("404")], GROUNDED)
     forget = pipeline.serving.forget
 
-    def forget_and_find_another(name):
+    def forget_and_promote_another(name):
         forget(name)
-        pipeline.serving.adapters[name] = replace(ADAPTER, digest="b" * 64)
+        pipeline.serving.adapters["cited-answer"] = replace(ADAPTER, digest="b" * 64)
+        if still_there:
+            pipeline.serving.adapters[name] = ADAPTER
 
-    pipeline.serving.forget = forget_and_find_another
+    pipeline.serving.forget = forget_and_promote_another
 
-    with pytest.raises(AdapterUnavailableError, match="changed"):
+    if still_there:
+        assert (await pipeline.ask(Query(QUESTION))).adapter == ADAPTER.served_name
+        assert {generation.model for generation in engine.received} == {ADAPTER.served_name}
+        return
+    with pytest.raises(AdapterUnavailableError, match="not served"):
+        await pipeline.ask(Query(QUESTION))
+    assert len(engine.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "signs"),
+    [
+        (GROUNDED, (False, False, False)),
+        ([written(False, [], "")], (False, True, False)),
+        ([written(True, [1], "Nobody knows of such zebras")], (False, False, True)),
+        (["no JSON at all"], (True, False, False)),
+    ],
+)
+async def test_a_canary_learns_what_each_answer_was_like(output, signs):
+    pipeline, _ = build(output)
+
+    with suppress(ContractError):
         await pipeline.ask(Query(QUESTION))
 
-    assert len(engine.received) == 1
+    ((trial, seen),) = pipeline.serving.observed
+    assert trial is None
+    assert (seen.violation, seen.refused, seen.uncited) == signs
+    assert seen.violation or seen.model_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        (Query("q", user="ann", history=(Message("user", "first"),)), "ann"),
+        (Query("q", history=(Message("user", "first"), Message("assistant", "a"))), "first"),
+        (Query("q"), "q"),
+    ],
+)
+def test_a_conversation_is_what_the_caller_names_else_its_first_message(query, key):
+    assert conversation(query) == key
 
 
 async def test_the_base_never_stands_in_silently():

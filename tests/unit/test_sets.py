@@ -1,11 +1,12 @@
 """Evaluation sets of every layout, what is wrong with them named by file and line, and samples that stay the same."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.errors import InputError
-from orchestrator.evaluation.sets import load_set
+from orchestrator.evaluation.sets import Neighbours, load_set
 from orchestrator.types import end_of
 
 
@@ -226,3 +227,37 @@ def test_the_hash_names_questions_and_judgements_not_their_order(tmp_path):
 
     assert m == n
     assert m != o
+
+
+def test_known_answers_are_read(tmp_path):
+    write_rows(tmp_path / "m.jsonl", [{"id": "a", "question": "?", "document": "d", "answers": ["x", 3]}])
+    paragraph = {
+        "context": "It is blue.",
+        "qas": [{"id": "q", "question": "?", "answers": [{"text": "blue"}, {"text": "blue"}]}],
+    }
+    write(tmp_path / "s.json", json.dumps({"data": [{"title": "T", "paragraphs": [paragraph]}]}))
+
+    assert load_set(tmp_path / "m.jsonl").questions[0].answers == ("x",)
+    assert load_set(tmp_path / "s.json").questions[0].answers == ("blue",)
+
+
+def test_neighbours_are_the_relevant_document_and_what_is_nearest_to_the_question(tmp_path):
+    texts = {
+        "a": "the red lamp of Ghent",
+        "b": "the red lamp of Riga",
+        "c": "a tram in Riga",
+        "d": "nothing at all",
+        "e": "the of a",
+    }
+    write_rows(tmp_path / "corpus.jsonl", [{"_id": name, "text": text} for name, text in texts.items()])
+    asked = [{"id": f"q{n}", "question": "where is the red lamp of Ghent", "document": "a"} for n in range(40)]
+    write_rows(tmp_path / "questions.jsonl", asked)
+    found = load_set(tmp_path)
+    near = Neighbours(found)
+
+    shown = [[passage.external_id for passage in near.passages(question, 2)] for question in found.questions]
+
+    assert {frozenset(each) for each in shown} == {frozenset("ab")}
+    assert 8 < sum(each[0] == "a" for each in shown) < 32
+    assert [len(near.passages(found.questions[0], k)) for k in (1, 4, 9)] == [1, 4, 5]
+    assert near.passages(replace(found.questions[0], relevant={"gone": 1.0}), 3) == []

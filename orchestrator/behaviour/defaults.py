@@ -1,0 +1,19 @@
+"""Chooses how to train from how much there is to learn from; measured, see docs/howto/examples-and-feedback.md."""
+
+from __future__ import annotations
+
+from orchestrator.behaviour.fit import Fit
+
+# Optimizer steps that make a format firm, whatever the number of rows. On a format that defaults were tuned with, 46 steps (200
+# rows once) kept the contract in 64 of 64 held-out answers, 62 of them right to the letter: this is twice as many.
+STEPS = 100
+MAX_EPOCHS = 8
+
+
+def choose_fit(rows: int, sequences: int, *, epochs: int | None = None, rank: int | None = None, seed: int = 0) -> Fit:
+    """Epochs, rank and learning rate for so many rows packed into so many sequences; what is given stays as it is."""
+    batch = 1 if sequences < 400 else 2
+    per_epoch = -(-sequences // batch)
+    passes = epochs or max(1, min(MAX_EPOCHS, round(STEPS / max(1, per_epoch))))
+    width = rank or 16
+    return Fit(rank=width, alpha=2 * width, learning_rate=1.2e-3, epochs=passes, batch=batch, seed=seed)
