@@ -225,7 +225,10 @@ def main() -> None:
         fit = choose_fit(arguments.rows, arguments.rows // 4, epochs=arguments.epochs, rank=arguments.rank)
         fit = replace(fit, learning_rate=arguments.rate or fit.learning_rate)
     forms = [form for form in (TUNING if arguments.tuning else UNSEEN) if arguments.format in (None, form.name)]
-    results = [asyncio.run(train_format(form, arguments, fit)) for form in forms]
+    results = []
+    for form in forms:
+        results.append(asyncio.run(train_format(form, arguments, fit)))
+        print(json.dumps(results[-1]), file=sys.stderr)  # a run that is cut off later has said this much
     print(json.dumps({"machine": platform.processor() or platform.machine(), "results": results}, indent=1))
 
 

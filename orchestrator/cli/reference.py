@@ -295,7 +295,12 @@ def _roles() -> Iterator[str]:
 def _section_keys() -> Iterator[Sequence[str]]:
     kinds = typing.get_type_hints(Section)
     for f in fields(Section):
-        yield [f.name, _type_name(kinds[f.name]), "" if f.default is MISSING else f"`{f.default}`", SECTION_KEYS[f.name]]
+        yield [
+            f.name,
+            _type_name(kinds[f.name]),
+            "" if f.default is MISSING else f"`{f.default}`",
+            SECTION_KEYS[f.name],
+        ]
 
 
 def _type_name(kind: Any) -> str:

@@ -67,7 +67,8 @@ async def test_cited_answer_links_to_what_it_quotes(client: openai.AsyncOpenAI) 
 @pytest.mark.parametrize("route", ["card", "brief", "triage", "extract"])
 async def test_every_form_is_kept_by_the_base_under_its_constraint(client: openai.AsyncOpenAI, route: str) -> None:
     reply: Any = await client.chat.completions.create(
-        model=f"orchestrator/{route}", messages=[{"role": "user", "content": "How many days of annual leave are there?"}]
+        model=f"orchestrator/{route}",
+        messages=[{"role": "user", "content": "How many days of annual leave are there?"}],
     )
 
     own = reply.orchestrator
