@@ -45,7 +45,9 @@ class Settings:
         "auto",
         "How the embedded engine serves the active adapter: `runtime`, `merged` into the base, or the faster (`auto`).",
     )
-    adapter_slots: int = _setting(4, "Adapters that the engine holds at once; the least used one makes room for another.")
+    adapter_slots: int = _setting(
+        4, "Adapters that the engine holds at once; the least used one makes room for another."
+    )
     adapter_wait_s: float = _setting(
         30.0, "Longest wait of a question for a slot and for its adapter to be loaded, in seconds."
     )

@@ -35,7 +35,13 @@ from orchestrator.testing import (
 from orchestrator.types import Adapter
 
 LEAVE = "Every employee has 25 days of leave a year."
-GROUNDED = ('{"answerable": true, "citations": [1], ', '"answer": "25', " days", " of", f' leave", "evidence": "{LEAVE}"}}')
+GROUNDED = (
+    '{"answerable": true, "citations": [1], ',
+    '"answer": "25',
+    " days",
+    " of",
+    f' leave", "evidence": "{LEAVE}"}}',
+)
 GROUNDED_TEXT = "25 days of leave [1]"
 DIRECT = ('{"answer": "Good', " morning", '"}')
 QUESTION = "How many days of leave do I get?"

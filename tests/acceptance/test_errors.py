@@ -11,7 +11,14 @@ from orchestrator.errors import DatabaseError, EngineUnavailableError, StorageFu
 from orchestrator.testing import MemoryLedger
 from tests.acceptance.conftest import GROUNDED, QUESTION, Start
 
-PIECES = ['{"answerable": true, "citations": [1], "answer": "25', " days", " of", " leave", ' a year"', ', "evidence": ""}']
+PIECES = [
+    '{"answerable": true, "citations": [1], "answer": "25',
+    " days",
+    " of",
+    " leave",
+    ' a year"',
+    ', "evidence": ""}',
+]
 REFUSED_PARAMETERS: list[dict[str, Any]] = [
     {"api_base": "http://127.0.0.1:1"},
     {"base_url": "http://127.0.0.1:1"},

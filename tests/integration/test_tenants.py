@@ -247,7 +247,12 @@ async def test_a_change_without_a_condition_leaves_other_tenants_rows(
     before = await fingerprint(database, "b")
 
     for name, columns in (await tables(database)).items():
-        if name in SHARED_TABLES | {"answers", "behaviour_audit", "feedback", "tenants"}:  # append-only, see their own tests
+        if name in SHARED_TABLES | {
+            "answers",
+            "behaviour_audit",
+            "feedback",
+            "tenants",
+        }:  # append-only, see their own tests
             continue
         column = "tenant" if "tenant" in columns else "tenant_id"
         parts = [psycopg.sql.Identifier(part) for part in (name, column, column)]
