@@ -103,7 +103,7 @@ async def admit(
     safety, safety_digest = read_safety()
     contenders = await bench.contenders(adapter)
     scores = await run_trial(contenders, [*cases, *safety], setting, progress)
-    verdict = judge_trial(rules, scores)
+    verdict = judge_trial(rules, scores, adapter.manifest.get("closed_book"))
     against = next((one.model for one in contenders if one.role == "active"), None)
     admission = Admission(adapter, verdict, all_metrics(scores), against, len(cases), len(safety))
     kept = admission.to_json() | {"questions_sha256": questions_digest, "safety_sha256": safety_digest}

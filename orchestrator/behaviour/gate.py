@@ -123,16 +123,30 @@ def load_rules(file: Path | None = None) -> Rules:
     return rules
 
 
-def judge_trial(rules: Rules, scores: Mapping[str, Scores]) -> Verdict:
-    """The verdict on ``scores["candidate"]`` against ``base`` and, where there is one, ``active``."""
+def judge_trial(rules: Rules, scores: Mapping[str, Scores], closed_book: Mapping[str, Any] | None = None) -> Verdict:
+    """The verdict on ``scores["candidate"]`` against ``base`` and, where there is one, ``active``.
+
+    ``closed_book``: the probe of the manifest. An adapter that answers more without passages than its base has learnt facts.
+    """
     candidate = scores["candidate"]
     findings = [
         *(_required(rule, candidate) for rule in rules.require),
         *(_improved(rule, candidate, scores, rules.alpha) for rule in rules.improve),
         *(_kept(rule, candidate, scores, rules.alpha) for rule in rules.keep),
+        *_learnt_facts(closed_book or {}),
     ]
     reasons = tuple(finding.said for finding in findings if not finding.passed)
     return Verdict(not reasons, reasons, tuple(findings))
+
+
+def _learnt_facts(probe: Mapping[str, Any]) -> list[Finding]:
+    if "risen" not in probe:  # trained before there was a probe, or on rows without passages
+        return []
+    said = (
+        f"without passages it answers {probe['adapter']} of {probe['questions']} questions, the base {probe['base']}; "
+        "more than the base's interval means that it was trained on facts"
+    )
+    return [Finding("closed book", not probe["risen"], said)]
 
 
 def _required(rule: Require, candidate: Scores) -> Finding:

@@ -133,6 +133,7 @@ def _told(adapter: Adapter, where: Path) -> str:
             f"warning: without passages it names {closed['adapter']} of {closed['questions']} answers, the base "
             f"{closed['base']}: it learnt facts. Give more passages that answer, fewer epochs, or leave repeated rows out"
         )
+    lines.append(f"let the gate judge it: orchestrator adapters gate {adapter.served_name} --eval QUESTIONS")
     return "\n".join([*lines, f"put it into service: orchestrator adapters promote {adapter.served_name}"])
 
 

@@ -414,7 +414,7 @@ async def test_training_goes_on_from_another_adapter(
 
     first = next(each.loss for each in seen if each.stage == "train" and each.loss is not None)
     fresh = next(each.loss for each in whole[1] if each.stage == "train" and each.loss is not None)
-    assert first < fresh / 2
+    assert first < fresh - 0.3  # from fresh weights the two are equal
     assert json.loads((out / "manifest.json").read_text())["fit"]["start"] == str(whole[0])
 
 

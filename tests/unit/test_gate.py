@@ -61,6 +61,17 @@ def test_each_loss_against_the_active_one_is_named(metric: str, value: float, sa
     assert any(said in reason for reason in verdict.reasons)
 
 
+def test_an_adapter_that_learnt_facts_is_refused() -> None:
+    probe = {"questions": 48, "adapter": 20, "base": 2, "base_interval": [0.01, 0.14], "risen": True}
+    shown = {"candidate": scores(**GOOD), "base": BASE, "active": scores(**GOOD)}
+
+    verdict = judge_trial(RULES, shown, probe)
+
+    assert not verdict.passed
+    assert "answers 20 of 48 questions, the base 2" in verdict.reasons[0]
+    assert judge_trial(RULES, shown, probe | {"risen": False}).passed
+
+
 def test_no_better_than_the_base_is_not_enough() -> None:
     verdict = judge_trial(RULES, {"candidate": scores(**GOOD), "base": scores(**GOOD)})
 
