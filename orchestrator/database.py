@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
-import select
-import time
 from collections import namedtuple
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg_pool
@@ -45,8 +41,6 @@ SQL_FILES = (
     "behaviour/queries.sql",
     "behaviour/service.sql",
 )
-
-ASK_EVERY_S = 1.0  # a connection in steady use is asked this often whether its server lives
 
 _NEXT_STEP = (
     "Is PostgreSQL running? `orchestrator up` starts the embedded one, `orchestrator doctor` looks for the cause."
@@ -131,7 +125,7 @@ class Database:
             timeout=30,
             kwargs={"autocommit": True, "row_factory": _named_rows, "application_name": "orchestrator"},
             configure=_configure,
-            check=_Liveness().check,  # replaces dead ones after a restart of PostgreSQL
+            check=psycopg_pool.AsyncConnectionPool.check_connection,  # replaces dead ones after a restart of PostgreSQL
         )
         with _mapped(url):
             await pool.open()
@@ -260,32 +254,6 @@ def _named_rows(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], R
 @lru_cache(maxsize=512)
 def _row_class(names: tuple[bytes | None, ...]) -> Any:
     return namedtuple("Row", [(name or b"").decode() for name in names], rename=True)
-
-
-class _Liveness:
-    """Tells a dead connection before it is lent, mostly without asking the server.
-
-    A server that ends closes its sockets, so something is there to read on an idle connection. What a network swallowed
-    shows by a round trip: one for each connection and ``ASK_EVERY_S``.
-    """
-
-    def __init__(self) -> None:
-        self._asked: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
-
-    async def check(self, connection: Connection) -> None:
-        """Raises when the connection is dead."""
-        now = time.monotonic()
-        if now - self._asked.get(connection, -math.inf) > ASK_EVERY_S or _has_news(connection):
-            await psycopg_pool.AsyncConnectionPool.check_connection(connection)
-            self._asked[connection] = now
-
-
-def _has_news(connection: Connection) -> bool:
-    if not hasattr(select, "poll"):  # Windows: asked each time
-        return True
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
-    return bool(waiting.poll(0))
 
 
 async def _configure(connection: Connection) -> None:

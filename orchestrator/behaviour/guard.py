@@ -112,7 +112,7 @@ def split_rows(rows: Sequence[Row], seed: int = 0) -> tuple[list[Row], list[Row]
         for name in _names(row)
     ]
     texts = [name for name in names if name.startswith(_TEXT)]
-    for pair in near_pairs(texts, LEAK):
+    for pair in near_pairs([name.removeprefix(_TEXT) for name in texts], LEAK):
         pairs.append((names[texts[pair.first]], names[texts[pair.second]]))
     chosen: set[int] = set()
     found = ([place for place in each if place < len(rows)] for each in clusters(len(rows) + len(names), pairs))

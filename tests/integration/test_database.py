@@ -7,9 +7,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg_pool import AsyncConnectionPool
 
-from orchestrator.database import Binary, Connection, Database, statement
+from orchestrator.database import Binary, Database, statement
 from orchestrator.errors import DatabaseError, InputError, MigrationError, OrchestratorError, StorageFullError
 from orchestrator.migrate import migrate
 from orchestrator.resources import folder
@@ -186,38 +185,6 @@ async def cut(database: Database, query: str) -> None:
                 [query],
             )
             found = await rows.fetchall()
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
-    """Each connection that was asked whether its server lives."""
-    found: list[Connection] = []
-    ask = AsyncConnectionPool.check_connection
-
-    async def check_connection(connection: Connection) -> None:
-        found.append(connection)
-        await ask(connection)
-
-    monkeypatch.setattr(AsyncConnectionPool, "check_connection", check_connection)
-    return found
-
-
-async def test_a_connection_in_steady_use_is_not_asked_before_each_statement(
-    database: Database, asked: list[Connection], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.database.ASK_EVERY_S", 3600)
-    for _ in range(20):
-        await database.fetch_one("select 1")
-    assert len(asked) == len(set(asked))
-
-
-async def test_a_connection_is_asked_again_after_a_while(
-    database: Database, asked: list[Connection], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.database.ASK_EVERY_S", -1)
-    for _ in range(3):
-        await database.fetch_one("select 1")
-    assert len(asked) == 3
 
 
 async def test_a_session_that_raises_gives_a_clean_connection_back(database: Database) -> None:

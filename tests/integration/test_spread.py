@@ -125,7 +125,7 @@ async def test_a_text_that_kills_its_workers_is_set_apart_by_name(store: PgStore
 async def test_workers_that_do_not_start_stop_the_ingest(store: PgStore) -> None:
     spread = Spread(Front(), [sys.executable, "-c", "raise SystemExit(3)"], 2)
 
-    with pytest.raises(EngineUnavailableError, match=r"do not start \(exit code 3\)"):
+    with pytest.raises(EngineUnavailableError, match=r"do not start \(exit code"):
         await ingest_documents(documents(["One."]), store=store, embedder=spread, collection="c")
     await spread.aclose()
 
