@@ -43,6 +43,7 @@ class VllmEngine:
         self._token_timeout_s = token_timeout_s
         self._request_timeout_s = request_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
 
     async def stream(self, generation: Generation) -> AsyncGenerator[str | Completion]:
         """Text deltas, then one Completion. Raises EngineUnavailableError or EngineError before the first delta;
@@ -101,12 +102,15 @@ class VllmEngine:
             return False
 
     async def aclose(self) -> None:
-        """Closes every connection; streams that still run are broken."""
+        """Closes every connection; streams that still run are broken, and nothing is sent from then on."""
+        self._is_closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     def _http(self) -> aiohttp.ClientSession:
+        if self._is_closed:
+            raise EngineUnavailableError("the connections to the engine are closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 headers=self._headers,

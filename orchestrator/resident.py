@@ -29,6 +29,13 @@ class Residents:
         self._uses: Counter[str] = Counter()  # answers that run
         self._changing = asyncio.Lock()  # one load or unload at a time
         self._freed = asyncio.Event()
+        self._load_task: asyncio.Task[bool] | None = None
+
+    async def aclose(self) -> None:
+        """Ends a load that goes on though its caller left, before the engine's connections are closed."""
+        if self._load_task is not None:
+            self._load_task.cancel()
+            await asyncio.gather(self._load_task, return_exceptions=True)
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -78,7 +85,8 @@ class Residents:
                     continue
                 self._freed.clear()
                 # A caller who leaves must not leave half a load behind: it is finished, and the next one finds it.
-                if await asyncio.shield(asyncio.create_task(self._load(adapter))):
+                self._load_task = asyncio.create_task(self._load(adapter))
+                if await asyncio.shield(self._load_task):
                     continue
             await self._freed.wait()
 

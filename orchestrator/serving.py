@@ -68,6 +68,8 @@ class EngineServing:
                 await serving._watch.aclose()
             for task in serving._merging.values():
                 task.cancel()
+            for residents in serving._residents.values():
+                await residents.aclose()
             for engine in serving._engines.values():
                 await engine.aclose()
 
