@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PART = 32  # texts of one request at most
 ROUNDS = 4  # requests of a batch for each worker: the last one to end has little left when the others are idle
+ENDING_S = 5.0  # from the end of a worker's output to its end
 ATTEMPTS = 2  # at a part: what killed two workers is the texts' fault, and halving finds which
 LINE = 1 << 20  # bytes of a reply's first line
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # tokenizer, numpy
@@ -163,8 +164,8 @@ class _Child:
         except EngineError:
             self.has_served = True
             raise
-        except BaseException:  # also when it is cancelled: the reply to come would be taken for the next one's
-            await self._kill()
+        except BaseException as error:  # also when it is cancelled: the reply to come would be taken for the next one's
+            await self._kill(patience=ENDING_S if isinstance(error, (EOFError, OSError)) else 0)
             raise
         self.has_served = True
         return _read(body, head["sizes"], count, dimensions)
@@ -174,13 +175,21 @@ class _Child:
         if self._process is not None:
             await self._kill()
 
-    async def _kill(self) -> None:
+    async def _kill(self, patience: float = 0) -> None:
+        """Ends the process; one that is ending by itself gets `patience` s for it: `kill` would take the exit code away."""
         process = self._process
         assert process is not None
-        with suppress(ProcessLookupError):
-            process.kill()
         if process.stdin is not None:
             process.stdin.close()
+        try:
+            async with asyncio.timeout(patience):
+                await process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
         await process.wait()
 
 

@@ -265,7 +265,12 @@ async def test_a_row_that_moved_to_another_tenant_is_found(database):
 
 @pytest.mark.parametrize(
     "statement",
-    ["update answers set payload = '{}'", "delete from answers", "truncate answers cascade"],
+    [
+        "update answers set payload = '{}'",
+        "delete from answers",
+        "truncate answers, feedback",
+        "truncate answers cascade",
+    ],
 )
 async def test_the_ledger_refuses_to_change(database, statement):
     await write_answers(database, 1)

@@ -119,13 +119,13 @@ async def test_a_text_that_kills_its_workers_is_set_apart_by_name(store: PgStore
     assert report.added == 39
     (failure,) = report.failures
     assert failure.reason.startswith("d7: ")
-    assert "ended 2 embedding workers" in failure.reason
+    assert "ended 2 embedding workers (signal 9)" in failure.reason
 
 
 async def test_workers_that_do_not_start_stop_the_ingest(store: PgStore) -> None:
     spread = Spread(Front(), [sys.executable, "-c", "raise SystemExit(3)"], 2)
 
-    with pytest.raises(EngineUnavailableError, match=r"do not start \(exit code"):
+    with pytest.raises(EngineUnavailableError, match=r"do not start \(exit code 3\)"):
         await ingest_documents(documents(["One."]), store=store, embedder=spread, collection="c")
     await spread.aclose()
 
