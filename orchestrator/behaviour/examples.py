@@ -19,16 +19,25 @@ from orchestrator.errors import TrainingError
 from orchestrator.types import Passage
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["answerable", "unanswerable", "gold_left_out", "entity_swapped", "sentence_cut"]
+Kind = Literal["answerable", "unanswerable", "gold_left_out", "entity_swapped", "opposite", "sentence_cut"]
 Made = Literal["search_order", "shuffled", "gold_left_out", "rows"]
 Search = Callable[[str, int], Awaitable[Sequence[Passage]]]
 
 SPLIT_RULE = "sha256(seed:title, or seed:document id without a title): first 80 % train, 5 % validation, 15 % test"
 # Names and years. The first word of a question begins one as well: such a match starts at 0 and is left alone.
 _ENTITY = re.compile(r"\b[A-Z][\w'’.-]+(?: (?:of |the |de )?[A-Z][\w'’.-]+)*|\b(?:1\d|20)\d\d\b")
-MAX_EVIDENCE = 140  # characters; half of all sentences are shorter
-_SHORTEST = 15  # characters beside the answer
-_CLAUSE = re.compile(r"[,;:–—] |\) | (?=\()")
+# Turned into each other, they make a question about what the passage does not say.
+_OPPOSITES = (
+    ("first", "last"), ("largest", "smallest"), ("biggest", "smallest"), ("highest", "lowest"), ("most", "least"),
+    ("oldest", "newest"), ("longest", "shortest"), ("before", "after"), ("began", "ended"), ("start", "end"),
+    ("started", "ended"), ("won", "lost"), ("win", "lose"), ("born", "buried"), ("increase", "decrease"),
+    ("increased", "decreased"), ("north", "south"), ("northern", "southern"), ("east", "west"), ("eastern", "western"),
+    ("early", "late"), ("minimum", "maximum"), ("founded", "dissolved"), ("opened", "closed"), ("built", "demolished"),
+    ("joined", "left"), ("male", "female"), ("winter", "summer"), ("father", "mother"), ("allowed", "forbidden"),
+)  # fmt: skip
+_DENIALS = (("did", "didn't"), ("was", "wasn't"), ("is", "isn't"), ("were", "weren't"))
+_BEFORE, _AFTER = 40, 24  # characters quoted on each side of an answer
+_CLAUSE = re.compile(r'[,;:–—] |\) | (?=\()|"')
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -89,18 +98,20 @@ class Recipe:
     """How groups are made. Shares are of groups, except ``unanswerable`` (of all questions) and ``swapped`` (of answerable ones).
 
     ``cut``: of groups when refusals are wanted, those whose gold passage is shown without the sentence that answers.
-    ``seed`` decides split and order; another ``order`` visits the same split's questions in another order.
+    ``seed`` decides split and order; another ``order`` visits the same split's questions in another order, over other
+    passages. ``passes``: how often that is done.
     """
 
     seed: int = 0
     order: int = 0
-    sizes: tuple[tuple[int, float], ...] = ((1, 0.08), (2, 0.08), (3, 0.24), (4, 0.28), (5, 0.32))
-    search_order: float = 0.25
+    passes: int = 1
+    sizes: tuple[tuple[int, float], ...] = ((1, 0.06), (2, 0.06), (3, 0.13), (4, 0.20), (5, 0.55))
+    search_order: float = 0.5
     left_out: float = 0.12
-    unanswerable: float = 0.28
-    swapped: float = 0.0
-    cut: float = 0.0
-    max_branches: int = 7
+    unanswerable: float = 0.40
+    swapped: float = 0.25
+    cut: float = 0.4
+    max_branches: int = 12
     max_chars: int = 4200
     depth: int = 20
 
@@ -293,7 +304,7 @@ def _choose_branches(
         twin
         for branch in branches
         if recipe.swapped and branch.answerable and chance.random() < recipe.swapped
-        if (twin := swap_entity(branch, shown, names))
+        if (twin := make_twin(branch, shown, names))
     ]
     left_out = (
         branch for question in far if (branch := answer_from(question, shown)) and branch.kind == "gold_left_out"
@@ -304,6 +315,52 @@ def _choose_branches(
             break
         branches.append(branch)
     return branches
+
+
+def make_twin(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) -> Branch | None:
+    """A question like the branch's that nothing shown answers: about an absent name, one of the passage, or the opposite.
+
+    These are the commonest ways in which people wrote the adversarial questions of SQuAD 2.0 (Rajpurkar et al. 2018, table 2).
+    """
+    ways = (lambda: swap_within(branch, shown), lambda: turn_round(branch, shown), lambda: swap_entity(branch, shown, names))
+    first = len(branch.question) % len(ways)
+    return next((twin for way in (*ways[first:], *ways[:first]) if (twin := way())), None)
+
+
+def swap_within(branch: Branch, shown: Sequence[Passage]) -> Branch | None:
+    """The question about another name of the gold passage, one whose sentences share no long word with the question."""
+    gold = shown[branch.citations[0] - 1].text
+    asked = set(re.findall(r"\w{5,}", branch.question.lower()))
+    for found in _entities(branch.question):
+        old, others = found.group(), asked - set(re.findall(r"\w{5,}", found.group().lower()))
+        if old[0].isdigit() or not contains_answer(gold, [old]):
+            continue
+        for other in _ENTITY.finditer(gold):
+            new = other.group()
+            start, end = gold.rfind(". ", 0, other.start()) + 1, gold.find(". ", other.end())
+            about = gold[start : end if end >= 0 else len(gold)].lower()
+            known = set(re.findall(r"\w{2,}", f"{branch.question} {' '.join(branch.answers)}".lower()))
+            fresh = start < other.start() - 2 and not new[0].isdigit() and not known & set(re.findall(r"\w{2,}", new.lower()))
+            if fresh and not any(word in about for word in others):
+                return _twin(branch, found.span(), new, "entity_swapped")
+    return None
+
+
+def turn_round(branch: Branch, shown: Sequence[Passage]) -> Branch | None:
+    """The question with one word turned into its opposite, which the gold passage does not hold."""
+    gold = shown[branch.citations[0] - 1].text.lower()
+    rare = _DENIALS if len(branch.question) % 4 == 0 else ()  # else almost all twins would be denials
+    for pair in (*_OPPOSITES, *rare):
+        for old, new in (pair, pair[::-1]):
+            found = re.search(rf"\b{old}\b", branch.question)
+            if found and not re.search(rf"\b{new}\b", gold):
+                return _twin(branch, found.span(), new, "opposite")
+    return None
+
+
+def _twin(branch: Branch, span: tuple[int, int], new: str, kind: Kind) -> Branch:
+    question = branch.question[: span[0]] + new + branch.question[span[1] :]
+    return Branch(f"{branch.question_id}~{new}", question, branch.document_id, kind, (), ())
 
 
 def swap_entity(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) -> Branch | None:
@@ -319,8 +376,7 @@ def swap_entity(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) 
             same_kind = new[0].isdigit() == old[0].isdigit()
             absent = not any(contains_answer(f"{passage.title} {passage.text}", [new]) for passage in shown)
             if same_kind and absent and normalise_answer(new) and contains_answer(f"{gold.title} {gold.text}", [old]):
-                question = branch.question[: found.start()] + new + branch.question[found.end() :]
-                return Branch(f"{branch.question_id}~{new}", question, branch.document_id, "entity_swapped", (), ())
+                return _twin(branch, found.span(), new, "entity_swapped")
     return None
 
 
@@ -360,25 +416,25 @@ def answer_from(question: Question, shown: Sequence[Passage]) -> Branch | None:
 
 
 def quote_for(question: Question, text: str) -> str:
-    """The sentence of the text that answers, verbatim; of a long one, or one with quotation marks, the clauses around
-    the answer: a small model copies short text without marks to escape more safely."""
+    """The words of the text that answer, verbatim: the answer with the rest of its clause, as far as that is near.
+
+    Short, because a small model that copies a long sentence leaves it; without quotation marks where the answer has none,
+    because it forgets to escape them.
+    """
     start, end = find_evidence(text, question.question, question.answers)
     sentence = text[start:end]
-    if len(sentence) <= MAX_EVIDENCE and '"' not in sentence:
-        return sentence
     spoken = ((sentence.lower().find(answer.lower()), len(answer)) for answer in question.answers)
     at, size = next((found for found in spoken if found[0] >= 0), (0, len(sentence)))
     marks = [0, *(found.end() for found in _CLAUSE.finditer(sentence)), len(sentence)]
-    low, high = sentence.rfind('"', 0, at) + 1, sentence.find('"', at + size)
-    high = high if high >= 0 else len(sentence)
-    if high - low < size + _SHORTEST:
-        low, high = 0, len(sentence)
-    close = min((mark for mark in marks if at + size <= mark <= high), default=high)
-    left = min((mark for mark in (low, *marks) if low <= mark <= at and close - mark <= MAX_EVIDENCE), default=None)
-    if left is None:
-        left = max(mark for mark in (low, *marks) if low <= mark <= at)
-    right = max((mark for mark in (*marks, high) if close <= mark <= min(high, left + MAX_EVIDENCE)), default=close)
-    return sentence[left:right].strip(" ,;:–—(")
+    left = max(mark for mark in marks if mark <= at)
+    right = min(mark for mark in marks if mark >= at + size)
+    if at - left > _BEFORE:
+        left = sentence.find(" ", at - _BEFORE, at) + 1 or at
+    if right - at - size > _AFTER:
+        right = sentence.rfind(" ", at + size, at + size + _AFTER + 1)
+        right = right if right >= 0 else at + size
+    quote = sentence[left:right].strip(' ,;:–—("')
+    return quote if contains_answer(quote, question.answers) else sentence
 
 
 def find_evidence(text: str, question: str, answers: Sequence[str]) -> tuple[int, int]:

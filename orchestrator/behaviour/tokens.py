@@ -62,9 +62,8 @@ class Renderer:
     contract: Contract
     count: Callable[[str], int]
     budget_tokens: int
-    weights: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of a role's value in the loss: answerable, evidence, ...
+    weights: Mapping[str, float] = field(default_factory=dict)  # of a role's value in the loss: answerable, evidence...
+    refusals: float = 1.0  # how many times that the verdict of a refusal counts
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the conversation up to where the assistant begins to write."""
@@ -86,11 +85,12 @@ class Renderer:
                     "train with a larger budget or index smaller chunks"
                 )
             answer = (branch.output or self.contract.dump(branch.target())) + end
-            target, weights = self._target(answer)
+            refused = not branch.output and not branch.answerable
+            target, weights = self._target(answer, self.refusals if refused else 1.0)
             rendered.append(Rendered(self.prompt_ids(composition.messages), target, weights))
         return rendered
 
-    def _target(self, answer: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def _target(self, answer: str, verdict: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Ids of the text that shall be written, and their weights: a token has that of the field where it begins."""
         encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
         spans = field_spans(answer)
@@ -98,7 +98,8 @@ class Renderer:
         for start, end in encoded["offset_mapping"]:
             roles = (role for role in self.weights if (named := getattr(self.contract, role)) and named in spans)
             inside = (role for role in roles if _overlaps(spans[getattr(self.contract, role)], (start, end)))
-            weights.append(next((self.weights[role] for role in inside), 1.0))
+            role = next(inside, "")
+            weights.append(self.weights.get(role, 1.0) * (verdict if role == "answerable" else 1.0))
         return tuple(encoded["input_ids"]), tuple(weights)
 
     @property

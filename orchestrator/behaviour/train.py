@@ -26,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.behaviour.defaults import choose_fit
+from orchestrator.behaviour.defaults import choose_fit, questions_fit
 from orchestrator.behaviour.examples import (
     SPLIT_RULE,
     Group,
@@ -83,7 +83,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
     """What to train. ``data``: rows, or questions.jsonl or its folder; ``base``: model folder, named in the manifest by
-    its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes; ``fit``: chosen from the data if None."""
+    its folder unless ``base_name`` says otherwise; ``out``: where the adapter goes; ``fit``: chosen from the data if None;
+    ``hard``: shares of built examples with stale, conflicting, hostile (``attacks``) or foreign passages."""
 
     name: str
     data: Path
@@ -99,7 +100,7 @@ class TrainRequest:
     recipe: Recipe = field(default_factory=Recipe)
     fit: Fit | None = None
     limits: Limits = field(default_factory=Limits)
-    hard: Hard = field(default_factory=lambda: NOT_HARD)
+    hard: Hard = field(default_factory=Hard)
     attacks: tuple[str, ...] = ATTACKS
 
     @property
@@ -217,16 +218,21 @@ async def _prepare_questions(request: TrainRequest, search: Search | None, contr
     def show(done: int, total: int) -> None:
         report(Progress("examples", done, total))
 
-    train = await build_groups(
-        questions, search, split="train", count=request.max_examples, recipe=request.recipe, progress=show
-    )
+    train: list[Group] = []
+    for turn in range(request.recipe.passes):
+        left = request.max_examples - sum(len(group.branches) for group in train)
+        if left <= 0:
+            break
+        recipe = replace(request.recipe, order=request.recipe.order + turn)
+        made = await build_groups(questions, search, split="train", count=left, recipe=recipe, progress=show)
+        train += [replace(group, id=f"{group.id}-{turn}") if turn else group for group in made]
     train = harden(train, request.hard, request.attacks)
     held_out = await _validation(questions, search, request)
     rows = from_groups(train), from_groups(held_out)
     verdict = await asyncio.to_thread(inspect, *rows, contract)
     refuse(verdict, request.limits)
     facts = {"guard": verdict.to_json(), "split": SPLIT_RULE}
-    return _Data(train, held_out, rows, riddles_from(train), request.fit or Fit(), facts)
+    return _Data(train, held_out, rows, riddles_from(train), request.fit or questions_fit(), facts)
 
 
 def provenance_file(out: Path) -> Path:
@@ -238,7 +244,7 @@ async def _validation(questions: Any, search: Search, request: TrainRequest) -> 
     wider = replace(request.recipe, depth=request.recipe.depth * 5)  # few of the passages found are of this split
     try:
         return await build_groups(
-            questions, search, split="validation", count=max(8, request.max_examples // 40), recipe=wider
+            questions, search, split="validation", count=min(120, max(8, request.max_examples // 40)), recipe=wider
         )
     except TrainingError:
         return []  # a small corpus may have none
@@ -307,13 +313,16 @@ def run_job(job: Path, report: Report) -> None:
         lru_cache(maxsize=8192)(LocalTokens(Path(wanted["base"])).count),  # each passage is counted once per question
         wanted["budget_tokens"],
         dict(fit.emphasis),
+        fit.refusals,
     )
     data = [pack(renderer.group(group)) for group in read_groups(job / "train.jsonl")]
     others = list(read_groups(job / "validation.jsonl"))
     held_out = [pack(renderer.group(group)) for group in others]
     model = attach_lora(model, fit)
-    key = _run_key(stored, base_sha256, data)
-    spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report)
+    key = _run_key(stored, base_sha256, [*data, *held_out])
+    spent = train_lora(
+        model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report, held_out=held_out
+    )
     validation_loss = mean_loss(model, held_out) if held_out else None
     part = job / ".adapter.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -337,7 +346,7 @@ def _run_key(stored: Mapping[str, Any], base_sha256: str, data: Sequence[Packed]
     """Names a run by all that decides its weights, the very tokens included: only its own checkpoint is continued."""
     digest = hashlib.sha256(json.dumps([stored, base_sha256], sort_keys=True).encode())
     for packed in data:
-        digest.update(repr((packed.ids, packed.branch, packed.predictors)).encode())
+        digest.update(repr(packed).encode())
     return digest.hexdigest()
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import click
 
 from orchestrator.app import Orchestrator, open_database
-from orchestrator.behaviour.defaults import choose_fit
+from orchestrator.behaviour.defaults import choose_fit, questions_fit
 from orchestrator.behaviour.examples import Recipe, Search
 from orchestrator.behaviour.fit import Fit
 from orchestrator.behaviour.guard import Limits
 from orchestrator.behaviour.held_out import summary
+from orchestrator.behaviour.hard import ATTACKS, Hard, read_attacks
 from orchestrator.behaviour.registry import Registry
 from orchestrator.behaviour.rows import is_rows
-from orchestrator.behaviour.train import TrainRequest, train_adapter
+from orchestrator.behaviour.train import NOT_HARD, TrainRequest, train_adapter
 from orchestrator.cli.output import Output, command
 from orchestrator.launch import weights
 from orchestrator.prompts import load_catalogue
@@ -45,10 +46,15 @@ from orchestrator.types import Adapter, Passage
     "--max-examples", default=3000, show_default=True, type=click.IntRange(8), help="Examples built from questions."
 )
 @click.option(
-    "--epochs", type=click.IntRange(1, 20), help="Passes over the examples; chosen from their number when not given."
+    "--epochs", type=click.IntRange(1, 20), help="Passes over the examples; chosen from their number when not given. Each pass over questions draws new passages.",
 )
 @click.option("--rank", type=click.IntRange(1, 16), help="Rank of the LoRA matrices; 16 when not given.")
 @click.option("--seed", default=0, show_default=True, help="Seed of data and training.")
+@click.option(
+    "--attacks", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Orders that documents hide, to train against; a few of our own when not given.",
+)  # fmt: skip
+@click.option("--hard/--no-hard", default=True, show_default=True, help="Stale, conflicting, hostile and foreign passages among the examples built from questions.")  # fmt: skip
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
 @click.option(
     "--max-underived", default=0.1, show_default=True, type=click.FloatRange(0, 1),
@@ -81,8 +87,10 @@ async def train(
         contract=options["contract"],
         max_examples=options["max_examples"],
         threads=options["threads"],
-        recipe=Recipe(seed=options["seed"]),
+        recipe=Recipe(seed=options["seed"], passes=options["epochs"] or 1),
         fit=None if is_rows(data) and not options["epochs"] and not options["rank"] else _fit(options, data),
+        hard=Hard() if options["hard"] else NOT_HARD,
+        attacks=read_attacks(options["attacks"]) if options["attacks"] else ATTACKS,
         limits=Limits(underived=options["max_underived"]),
     )
     async with _search(settings, request, output) as search:
@@ -102,7 +110,7 @@ def _fit(options: dict[str, Any], data: Path) -> Fit:
     """What the options say; the rest as for so many rows, or as for the builder's examples."""
     epochs, rank, seed = options["epochs"], options["rank"], options["seed"]
     if not is_rows(data):
-        return Fit(rank=rank or 16, alpha=2 * (rank or 16), epochs=epochs or 1, seed=seed)
+        return questions_fit(rank=rank, seed=seed)
     with data.open("rb") as lines:
         rows = sum(bool(line.strip()) for line in lines)
     return choose_fit(rows, -(-rows // 4), epochs=epochs, rank=rank, seed=seed)

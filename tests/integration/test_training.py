@@ -17,10 +17,20 @@ from typing import Any
 import pytest
 
 from orchestrator.behaviour.examples import Recipe, build_groups, load_questions
-from orchestrator.behaviour.fit import Fit, Progress, attach_lora, forbid_vision, mean_loss, open_base, write_atomically
+from orchestrator.behaviour.fit import (
+    Fit,
+    Progress,
+    attach_lora,
+    forbid_vision,
+    mean_loss,
+    open_base,
+    score_task,
+    train_lora,
+    write_atomically,
+)
 from orchestrator.behaviour.preflight import check_adapter
-from orchestrator.behaviour.tokens import Renderer, pack, unpack
-from orchestrator.behaviour.train import TrainRequest, adapter_digest, provenance_file, train_adapter
+from orchestrator.behaviour.tokens import Packed, Rendered, Renderer, pack, unpack
+from orchestrator.behaviour.train import NOT_HARD, TrainRequest, adapter_digest, provenance_file, train_adapter
 from orchestrator.compose import compose_messages
 from orchestrator.errors import TrainingError
 from orchestrator.prompts import load_catalogue
@@ -129,6 +139,7 @@ def make_request(base: Path, where: Path) -> TrainRequest:
         out=where / "out" / "tiny",
         max_examples=60,
         recipe=Recipe(seed=1, max_branches=3),
+        hard=NOT_HARD,
         fit=Fit(rank=4, alpha=8, learning_rate=1e-2, batch=1),
     )
 
@@ -193,6 +204,56 @@ async def test_packed_branches_have_the_loss_of_conversations_alone(base: Path, 
     alone = mean_loss(tuned, [pack([conversation]) for conversation in rendered])
 
     assert packed == pytest.approx(alone, rel=1e-5)
+
+
+def packed_of(prompt: tuple[int, ...], target: tuple[int, ...], weights: tuple[float, ...] = ()) -> Packed:
+    return pack([Rendered(prompt, target, weights)])
+
+
+def test_the_held_out_task_is_scored_by_what_greedy_decoding_writes(base: Path, request_: TrainRequest) -> None:
+    import torch
+
+    model, _ = open_base(base, 1)
+    tuned = attach_lora(model.float(), request_.fit)
+    prompt, written = (5, 9, 13, 7), list[int]()
+    blocked = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    for _ in range(4):  # greedy decoding, by the whole sequence each time
+        logits = tuned(input_ids=torch.tensor([[*prompt, *written]])).logits
+        written.append(int(logits[0, -1].argmax()))
+    model.set_attn_implementation(blocked)
+    wrong = [*written[:2], written[2] + 1, written[3]]
+
+    assert score_task(tuned, [packed_of(prompt, tuple(written))]) == [1.0]
+    assert score_task(tuned, [packed_of(prompt, tuple(wrong))]) == [0.5]
+    assert score_task(tuned, [packed_of(prompt, tuple(wrong), (6.0, 2.0, 1.0, 1.0))]) == [0.8]
+    assert score_task(tuned, [packed_of(prompt, (written[0] + 1, *written[1:]))]) == [0.0]
+
+
+def test_a_run_stops_when_the_held_out_task_gains_nothing_and_keeps_the_best_weights(
+    base: Path, request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = open_base(base, 1)
+    data = [packed_of((5, 9, number), (11, 12, 2)) for number in range(3, 43)]
+    looks = iter([[0.2, 0.2], [0.9, 0.9], [0.5, 0.5], [0.6, 0.6], [0.4, 0.4], [1.0, 1.0]])
+    kept: list[Any] = []
+    tuned = attach_lora(model, request_.fit)
+
+    def score(model: Any, _: Any) -> list[float]:
+        kept.append({name: value.clone() for name, value in model.state_dict().items() if "lora" in name})
+        return next(looks)
+
+    monkeypatch.setattr("orchestrator.behaviour.fit.score_task", score)
+    fit = Fit(rank=4, alpha=8, learning_rate=1e-2, batch=1, checks=10, patience=3)
+
+    spent = train_lora(
+        tuned, data, fit, key="k", folder=tmp_path, every=10, report=lambda _: None, held_out=[data[0], data[1]]
+    )
+
+    assert (spent["steps"], spent["best_step"]) == (20, 8)  # a look every four steps; three without a gain
+    now = tuned.state_dict()
+    assert all(bool((now[name] == value).all()) for name, value in kept[1].items())
+    assert any(bool((now[name] != value).any()) for name, value in kept[4].items())
 
 
 def test_a_run_learns_and_leaves_a_checked_adapter_and_nothing_else(whole: tuple[Path, list[Progress]]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.behaviour.examples import (
-    MAX_EVIDENCE,
     Branch,
     Group,
     Question,
@@ -30,6 +29,8 @@ from orchestrator.behaviour.examples import (
     split_of,
     summarise,
     swap_entity,
+    swap_within,
+    turn_round,
     write_groups,
 )
 from orchestrator.errors import TrainingError
@@ -300,29 +301,62 @@ def asks(text: str, *answers: str) -> Question:
     return Question("q", text, "a", True, answers)
 
 
-def test_evidence_is_the_sentence_that_answers_and_not_the_first_with_the_word() -> None:
+def test_evidence_is_of_the_sentence_that_answers_and_not_the_first_with_the_word() -> None:
     text = "Ann had nine cats. The bell rings at nine. Bob left at nine."
 
     assert quote_for(asks("When does the bell ring?", "nine"), text) == "The bell rings at nine."
 
 
-def test_long_evidence_is_the_clauses_around_the_answer_verbatim() -> None:
+def test_long_evidence_is_the_words_around_the_answer_verbatim() -> None:
     text = (
-        f"{'It was a grey day in the old town, ' * 5}and the bell was cast by Ann Lee, {'who lived there, ' * 12}alone."
+        f"{'It was a grey day in the old town, ' * 5}and after long talks in the council the bell was cast by Ann Lee of the "
+        f"lower town {'who lived there ' * 12}alone."
     )
 
-    evidence = quote_for(asks("Who cast the bell?", "Ann Lee"), text)
-
-    assert "the bell was cast by Ann Lee" in evidence
-    assert len(evidence) <= MAX_EVIDENCE
-    assert evidence in text
+    assert quote_for(asks("Who cast the bell?", "Ann Lee"), text) == (
+        "in the council the bell was cast by Ann Lee of the lower town who"
+    )
 
 
 def test_evidence_keeps_clear_of_quotation_marks_unless_the_answer_is_in_them() -> None:
     text = 'She called it "the old bell" and sold it to Bob Ray in 1911.'
 
     assert quote_for(asks("Who bought it?", "Bob Ray"), text) == "and sold it to Bob Ray in 1911."
-    assert "the old bell" in quote_for(asks("What did she call it?", "the old bell"), text)
+    assert quote_for(asks("What did she call it?", "the old bell"), text) == "the old bell"
+    assert '"' in quote_for(asks("What did she sell?", 'old bell" and'), text)
+
+
+@pytest.mark.parametrize("answer", ["1911", "Bob", "sold it to Bob Ray in 1911", "called it", "she", "The Bell and Sold"])
+def test_evidence_holds_the_answer(answer: str) -> None:
+    text = 'In the end, she called it (the old) bell; and sold it to Bob Ray in 1911. "The bell," and sold, they said.'
+
+    evidence = quote_for(asks("What?", answer), text)
+
+    assert evidence in text
+    assert contains_answer(evidence, [answer])
+
+
+def test_a_name_of_the_passage_that_is_told_other_things_makes_a_question_without_answer() -> None:
+    text = "The bell was cast by Ann Lee in 1911. Later the tower was sold to Bob Ray."
+    shown = [passage(1, text, external_id="a")]
+    asked = Branch("q", "When did Ann Lee make the bell?", "a", "answerable", (1,), ("1911",))
+
+    twin = swap_within(asked, shown)
+
+    assert twin is not None
+    assert (twin.question, twin.kind, twin.citations) == ("When did Bob Ray make the bell?", "entity_swapped", ())
+    shares = replace(shown[0], text="The bell was cast by Ann Lee in 1911. The bell was painted by Bob Ray.")
+    assert swap_within(replace(asked, question="When did Ann Lee paint that bell, painted in red?"), [shares]) is None
+
+
+def test_a_word_turned_round_makes_a_question_without_answer_unless_the_passage_has_both() -> None:
+    asked = Branch("q", "Who was the first keeper?", "a", "answerable", (1,), ("Ann Lee",))
+
+    twin = turn_round(asked, [passage(1, "Ann Lee was its first keeper.", external_id="a")])
+
+    assert twin is not None
+    assert (twin.question, twin.kind, twin.answerable) == ("Who was the last keeper?", "opposite", False)
+    assert turn_round(asked, [passage(1, "Its first keeper was Ann Lee, its last Bob Ray.", external_id="a")]) is None
 
 
 def test_a_cut_passage_says_all_but_the_answer() -> None:
