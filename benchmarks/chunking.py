@@ -15,7 +15,6 @@ import asyncio
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import sys
@@ -35,6 +34,7 @@ from orchestrator.knowledge.embed import open_embedder
 from orchestrator.knowledge.join import CANDIDATES, join_passages
 from orchestrator.knowledge.split import split
 from orchestrator.launch import postgres, weights
+from orchestrator.resources import processor
 from orchestrator.settings import Settings
 from orchestrator.types import Chunk, Document, Passage
 
@@ -430,7 +430,7 @@ def _source(texts: Mapping[str, str], passage: Passage) -> str:
 
 
 def _print(rows: Sequence[Row], questions: int, k: int, weight: float, as_json: bool) -> None:
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
     if as_json:
         settings = {"questions": questions, "k": k, "dense_weight": weight, "unit": "characters"}
         print(json.dumps({"machine": machine, **settings, "rows": [vars(row) for row in rows]}))
@@ -444,12 +444,6 @@ def _print(rows: Sequence[Row], questions: int, k: int, weight: float, as_json: 
         limit = "" if row.omega is None else f"{row.omega:.3f}"
         sizes = f"{row.chunks or ''} | {f'{row.characters:.0f}' if row.chunks else ''} | {row.returned:.0f} in {row.passages:.1f}"
         print(f"| {row.name} | {sizes} | {shown[0]} | {shown[1]} | {limit} | {shown[2]} |")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _tell(text: str) -> None:

@@ -36,6 +36,7 @@ from orchestrator.contract import Contract
 from orchestrator.launch.weights import ensure_smollm2
 from orchestrator.pipeline import Served
 from orchestrator.prompts import Prompt
+from orchestrator.resources import processor
 from orchestrator.settings import Settings
 from orchestrator.tokens import LocalTokens
 from orchestrator.types import Generation, Passage
@@ -269,15 +270,6 @@ def record(folder: Path, result: dict[str, Any]) -> None:
         raise SystemExit(f"{folder} is not the adapter that was measured ({result['adapter']})")
     manifest["measurements"] = result
     file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def say(text: str) -> None:

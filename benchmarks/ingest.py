@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +37,7 @@ from orchestrator.knowledge.vectors import EMBED_TEXTS
 from orchestrator.launch import postgres
 from orchestrator.migrate import migrate
 from orchestrator.protocols import Embedder, TokenEmbedder
+from orchestrator.resources import processor
 from orchestrator.settings import Settings
 from orchestrator.types import Document
 
@@ -138,7 +138,7 @@ async def main(corpus: Path | None, limit: int, count: int, more: int, workers: 
 
 
 def _print(rows: dict[str, Load], as_json: bool) -> None:
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
     if as_json:
         print(json.dumps({"machine": machine, "rows": {name: asdict(row) for name, row in rows.items()}}))
         return
@@ -154,12 +154,6 @@ def _print(rows: dict[str, Load], as_json: bool) -> None:
         alone, whole = rows["embedding"], rows["ingest"]
         cpu = (whole.client_cpu + whole.server_cpu) / alone.client_cpu
         print(f"ingest / embedding alone: wall {whole.wall / alone.wall:.2f}, CPU {cpu:.2f} with the server")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from orchestrator.behaviour.defaults import choose_fit
 from orchestrator.behaviour.fit import Fit, Progress, forbid_vision, open_base
-from orchestrator.behaviour.guard import wilson
 from orchestrator.behaviour.held_out import contract_fault, generate
 from orchestrator.behaviour.rows import parse_row, to_groups
 from orchestrator.behaviour.tokens import Renderer
 from orchestrator.behaviour.train import TrainRequest, train_adapter
+from orchestrator.intervals import wilson
 from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.tokens import LocalTokens
 from tests.formats import UNSEEN, Format, listed, record, text

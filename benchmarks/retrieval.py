@@ -45,6 +45,7 @@ from orchestrator.knowledge.store import PgStore
 from orchestrator.knowledge.vectors import EMBED_TEXTS
 from orchestrator.launch import postgres
 from orchestrator.protocols import Embedder, TokenEmbedder
+from orchestrator.resources import processor
 from orchestrator.settings import Settings
 from orchestrator.types import Passage, SearchMode, SearchRequest
 
@@ -600,15 +601,6 @@ async def sizes(world: World) -> dict[str, Any]:
     return {
         name: {"rows": int(rows_), "indexes": int(indexes), "large": int(large)} for name, rows_, indexes, large in rows
     }
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def say(text: str) -> None:

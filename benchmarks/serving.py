@@ -10,20 +10,18 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from orchestrator import Orchestrator, Settings
 from orchestrator.compose import compose_messages
 from orchestrator.engine import VllmEngine
 from orchestrator.launch import supervisor
-from orchestrator.resources import folder
+from orchestrator.resources import folder, processor
 from orchestrator.types import Completion, Generation, Message
 
 QUESTION = "How many days of annual leave do full-time employees get per year?"
@@ -100,7 +98,7 @@ async def _ask(engine: VllmEngine, model: str, batch: list[tuple[Message, ...]])
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
     if as_json:
         print(json.dumps({"machine": machine, "rows": rows}))
         return
@@ -110,12 +108,6 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
             f"{row['at_once']} at once: merged {row['merged_s']:.2f} s, run time {row['run_time_s']:.2f} s, "
             f"ratio {row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}), {row['rounds']} rounds"
         )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

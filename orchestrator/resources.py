@@ -1,7 +1,8 @@
-"""Finds the folders that ship with the package (``prompts``, ``migrations``), installed or in a checkout."""
+"""Finds the folders that ship with the package (``prompts``, ``migrations``), installed or in a checkout; names the machine."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from orchestrator.errors import SettingsError
@@ -21,3 +22,12 @@ def folder(name: str) -> Path:
         f"the folder {name!r} is missing from this installation. Install again: "
         "pip install --force-reinstall hybrid-orchestrator"
     )
+
+
+def processor() -> str:
+    """The processor's name, as a measurement or a manifest gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -322,7 +322,11 @@ def make_twin(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) ->
 
     These are the commonest ways in which people wrote the adversarial questions of SQuAD 2.0 (Rajpurkar et al. 2018, table 2).
     """
-    ways = (lambda: swap_within(branch, shown), lambda: turn_round(branch, shown), lambda: swap_entity(branch, shown, names))
+    ways = (
+        lambda: swap_within(branch, shown),
+        lambda: turn_round(branch, shown),
+        lambda: swap_entity(branch, shown, names),
+    )
     first = len(branch.question) % len(ways)
     return next((twin for way in (*ways[first:], *ways[:first]) if (twin := way())), None)
 
@@ -336,11 +340,15 @@ def swap_within(branch: Branch, shown: Sequence[Passage]) -> Branch | None:
         if old[0].isdigit() or not contains_answer(gold, [old]):
             continue
         for other in _ENTITY.finditer(gold):
-            new = other.group()
+            new = re.split(r"[.'’]", other.group())[0]  # the words of one sentence, without what follows a name
             start, end = gold.rfind(". ", 0, other.start()) + 1, gold.find(". ", other.end())
             about = gold[start : end if end >= 0 else len(gold)].lower()
             known = set(re.findall(r"\w{2,}", f"{branch.question} {' '.join(branch.answers)}".lower()))
-            fresh = start < other.start() - 2 and not new[0].isdigit() and not known & set(re.findall(r"\w{2,}", new.lower()))
+            fresh = (
+                start < other.start() - 2
+                and not new[0].isdigit()
+                and not known & set(re.findall(r"\w{2,}", new.lower()))
+            )
             if fresh and not any(word in about for word in others):
                 return _twin(branch, found.span(), new, "entity_swapped")
     return None

@@ -230,7 +230,9 @@ def _look(run: _Run, held_out: Sequence[Packed], total: int, report: Report) -> 
     differences = [new - old for new, old in zip(scores, run.scores, strict=True)] if run.scores else []
     gain = sum(differences) / len(scores)
     error = math.sqrt(sum((each - gain) ** 2 for each in differences)) / len(scores)
-    run.waited = 0 if gain > 0 or not any(run.scores) else run.waited + 1  # before anything is right, nothing can be lost
+    run.waited = (
+        0 if gain > 0 or not any(run.scores) else run.waited + 1
+    )  # before anything is right, nothing can be lost
     if not run.scores or gain >= -error:
         run.best = [master.detach().clone() for master in run.masters]
         run.scores, run.best_step = scores, run.step

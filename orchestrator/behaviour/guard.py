@@ -7,7 +7,6 @@ stands in two splits makes a measurement worthless.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -247,12 +246,3 @@ def _draw(name: str, seed: int) -> bytes:
 def _listed(rows: Sequence[int]) -> str:
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return ", ".join(map(str, rows[:_SHOWN])) + more
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a rate (Wilson 1927), without scipy: a training environment need not have it."""
-    if not n:
-        return 0.0, 1.0
-    z = 1.959964
-    middle, width = hits / n + z * z / (2 * n), z * math.sqrt(hits / n * (1 - hits / n) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - width) / (1 + z * z / n)), min(1.0, (middle + width) / (1 + z * z / n))

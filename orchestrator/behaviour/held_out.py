@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.behaviour.examples import Group, normalise_answer
-from orchestrator.behaviour.guard import wilson
 from orchestrator.behaviour.rows import Row
 from orchestrator.behaviour.tokens import Renderer
 from orchestrator.compose import compose_messages
 from orchestrator.contract import Contract
 from orchestrator.errors import ContractError
+from orchestrator.intervals import wilson
 
 CLOSED_BOOK, CLOSED_BOOK_TOKENS = 48, 48
 HELD_OUT, HELD_OUT_TOKENS = 32, 400

@@ -15,6 +15,7 @@ from orchestrator.citations import find_quote, is_supported
 from orchestrator.compose import Composition, compose_messages
 from orchestrator.contract import Contract
 from orchestrator.errors import ContractError, EngineError, MissingExtraError
+from orchestrator.intervals import wilson as interval_of
 from orchestrator.prompts import Prompt
 from orchestrator.protocols import Engine
 from orchestrator.types import Completion, Generation, Message, Passage
@@ -221,11 +222,8 @@ def overlap_f1(answer: str, gold: str) -> float:
 
 
 def wilson(hits: int, n: int) -> Rate:
-    """A rate with its 95 % Wilson interval (Wilson 1927). Raises MissingExtraError without scipy."""
-    if n == 0:
-        return Rate(0.0, 0.0, 0.0, 0)
-    interval = _stats().binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return Rate(hits / n, float(interval.low), float(interval.high), n)
+    """A rate with its 95 % interval."""
+    return Rate(hits / n, *interval_of(hits, n), n) if n else Rate(0.0, 0.0, 0.0, 0)
 
 
 def bootstrap(values: Sequence[float], rounds: int = 1000, seed: int = 0) -> Rate:

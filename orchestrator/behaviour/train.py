@@ -71,6 +71,7 @@ from orchestrator.contract import Contract
 from orchestrator.errors import OrchestratorError, TrainingError
 from orchestrator.failpoints import failpoint
 from orchestrator.prompts import Catalogue, parse_prompt
+from orchestrator.resources import processor
 from orchestrator.tokens import LocalTokens
 
 CHECKPOINT_STEPS = 10
@@ -320,9 +321,7 @@ def run_job(job: Path, report: Report) -> None:
     held_out = [pack(renderer.group(group)) for group in others]
     model = attach_lora(model, fit)
     key = _run_key(stored, base_sha256, [*data, *held_out])
-    spent = train_lora(
-        model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report, held_out=held_out
-    )
+    spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report, held_out=held_out)
     validation_loss = mean_loss(model, held_out) if held_out else None
     part = job / ".adapter.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -390,7 +389,7 @@ def _manifest(
         },
         "fit": fit,
         "trained_at": began.isoformat(timespec="seconds"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": wanted["threads"]},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": wanted["threads"]},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
     }
 
@@ -423,14 +422,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be made ({error.strerror}); name another --out") from error
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(name: str) -> str:

@@ -15,8 +15,8 @@ from orchestrator.behaviour.defaults import choose_fit, questions_fit
 from orchestrator.behaviour.examples import Recipe, Search
 from orchestrator.behaviour.fit import Fit
 from orchestrator.behaviour.guard import Limits
-from orchestrator.behaviour.held_out import summary
 from orchestrator.behaviour.hard import ATTACKS, Hard, read_attacks
+from orchestrator.behaviour.held_out import summary
 from orchestrator.behaviour.registry import Registry
 from orchestrator.behaviour.rows import is_rows
 from orchestrator.behaviour.train import NOT_HARD, TrainRequest, train_adapter
@@ -46,7 +46,8 @@ from orchestrator.types import Adapter, Passage
     "--max-examples", default=3000, show_default=True, type=click.IntRange(8), help="Examples built from questions."
 )
 @click.option(
-    "--epochs", type=click.IntRange(1, 20), help="Passes over the examples; chosen from their number when not given. Each pass over questions draws new passages.",
+    "--epochs", type=click.IntRange(1, 20),
+    help="Passes over the examples; chosen from their number when not given. Each pass over questions draws new passages.",
 )
 @click.option("--rank", type=click.IntRange(1, 16), help="Rank of the LoRA matrices; 16 when not given.")
 @click.option("--seed", default=0, show_default=True, help="Seed of data and training.")
@@ -54,7 +55,10 @@ from orchestrator.types import Adapter, Passage
     "--attacks", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Orders that documents hide, to train against; a few of our own when not given.",
 )  # fmt: skip
-@click.option("--hard/--no-hard", default=True, show_default=True, help="Stale, conflicting, hostile and foreign passages among the examples built from questions.")  # fmt: skip
+@click.option(
+    "--hard/--no-hard", default=True, show_default=True,
+    help="Stale, conflicting, hostile and foreign passages among the examples built from questions.",
+)  # fmt: skip
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
 @click.option(
     "--max-underived", default=0.1, show_default=True, type=click.FloatRange(0, 1),

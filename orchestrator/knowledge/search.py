@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.database import Binary, Database, Row, statement
 from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.intervals import wilson
 from orchestrator.knowledge.filters import compile_filter
 from orchestrator.knowledge.lexical import exact_terms, phrases, segment
 from orchestrator.types import Passage, SearchRequest
@@ -78,14 +79,6 @@ class RecallSample:
             self._searches += 1
             self._wanted += row.wanted
             self._hits += row.hits
-
-
-def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share, of 95 % (Wilson 1927)."""
-    share, scale = hits / trials, 1 + z * z / trials
-    middle = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 async def search_passages(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.behaviour.guard import Limits, inspect, is_underived, leaves, refuse, split_rows, whole_text, wilson
+from orchestrator.behaviour.guard import Limits, inspect, is_underived, leaves, refuse, split_rows, whole_text
 from orchestrator.behaviour.rows import Row, parse_row
 from orchestrator.behaviour.similar import clusters, near_pairs
 from orchestrator.contract import Contract
@@ -174,13 +174,6 @@ def test_leaves_are_the_values_without_the_names() -> None:
 
 def test_rows_are_compared_with_their_passages() -> None:
     assert "Lisbon" in whole_text(row(1, "It is in Lisbon.", "Lisbon"))
-
-
-def test_the_interval_is_wilsons() -> None:
-    low, high = wilson(8, 10)
-
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 # texts that are nearly the same
