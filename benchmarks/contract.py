@@ -1,11 +1,12 @@
 """Measures how well the base model and the shipped adapter keep the contract on test questions of documents unseen in training.
 
 python benchmarks/contract.py --data FOLDER [--limit 500] [--base-limit 100] [--attacks FILE] [--json]
-    [--write docs/adapter.md] [--record adapters/cited-answer]
+    [--write docs/adapter.md] [--record adapters/cited-answer] [--bigger URL]
 
 FOLDER (or BENCH_DATA) holds corpus.jsonl and questions.jsonl. The corpus is indexed into the collection
 `bench-contract` of the configured database; the configured engine answers (both embedded when nothing is configured).
-The base is asked the first of the same questions. FILE holds orders as they are hidden in documents (BIPIA's text_attack).
+The base is asked the first of the same questions, and so is the larger model that another OpenAI-compatible server serves
+at URL (without /v1). FILE holds orders as they are hidden in documents (BIPIA's text_attack).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from orchestrator.behaviour.held_out import Riddle, is_named
 from orchestrator.behaviour.measure import Case, Configuration, Rate, Report, complete, measure, wilson
 from orchestrator.compose import compose_messages
 from orchestrator.contract import Contract
+from orchestrator.engine import VllmEngine
 from orchestrator.launch.weights import ensure_smollm2
 from orchestrator.pipeline import Served
 from orchestrator.prompts import Prompt
@@ -48,6 +50,8 @@ BEGIN, END = "<!-- table: python benchmarks/contract.py -->", "<!-- end of table
 BASE = Configuration("base, prompt only", "base")
 BASE_TWO_SHOT = Configuration("base, two examples in the prompt", "base", shots="two")
 BASE_CONSTRAINED = Configuration("base, constrained decoding", "base", constrained=True)
+BIGGER = Configuration("larger model, prompt only", "bigger")
+BIGGER_CONSTRAINED = Configuration("larger model, constrained decoding", "bigger", constrained=True)
 ADAPTER = Configuration("adapter", "adapter")
 ADAPTER_CONSTRAINED = Configuration("adapter, constrained decoding", "adapter", constrained=True)
 ROWS = (
@@ -91,8 +95,23 @@ async def run(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
         say(json.dumps(safety))
         found |= await bench.ask(base, [BASE, BASE_CONSTRAINED], few)
         found |= await bench.ask(base, [BASE_TWO_SHOT], few)
-        ordered = [found[each.name] for each in (BASE, BASE_TWO_SHOT, BASE_CONSTRAINED, ADAPTER, ADAPTER_CONSTRAINED)]
-        return describe(ordered, cases, tuned.adapter.served_name) | {"retrieved": retrieved, "safety": safety}
+        rows = [BASE, BASE_TWO_SHOT, BASE_CONSTRAINED, ADAPTER, ADAPTER_CONSTRAINED]
+        if arguments.bigger:
+            rows += [BIGGER, BIGGER_CONSTRAINED]
+            found |= await ask_bigger(bench, arguments.bigger, cases[: arguments.bigger_limit])
+        about = describe([found[each.name] for each in rows], cases, tuned.adapter.served_name)
+        seconds = {each.name: round(bench.seconds[each.name], 3) for each in rows}
+        return about | {"seconds_per_answer": seconds, "retrieved": retrieved, "safety": safety}
+
+
+async def ask_bigger(bench: Bench, url: str, cases: Sequence[Case]) -> dict[str, Report]:
+    """The same contract under a model that nothing was trained for."""
+    engine = VllmEngine(url, token_timeout_s=600, request_timeout_s=1800)
+    try:
+        (model,) = await engine.models()
+        return await bench.ask(Served(engine, model), [BIGGER, BIGGER_CONSTRAINED], cases)
+    finally:
+        await engine.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +122,29 @@ class Bench:
     contract: Contract
     count: Callable[[str], int]
     concurrency: int
+    seconds: dict[str, float] = field(default_factory=dict)  # per answer, by configuration
 
     async def ask(
         self, served: Served, configurations: Sequence[Configuration], cases: Sequence[Case]
     ) -> dict[str, Report]:
-        """A report of each configuration by its name."""
-        began = time.monotonic()
-        reports = await measure(
-            served.engine,
-            cases,
-            [replace(configuration, model=served.model) for configuration in configurations],
-            prompt=self.prompt,
-            contract=self.contract,
-            count=self.count,
-            concurrency=self.concurrency,
-            progress=lambda done, total: say(f"{done} of {total}") if done % 50 == 0 else None,
-        )
-        for report in reports:
-            say(f"{report.configuration.name}: {summary(report)} ({time.monotonic() - began:.0f} s)")
-        return {report.configuration.name: report for report in reports}
+        """A report of each configuration by its name; one after the other, so that each has its own time."""
+        found = {}
+        for configuration in configurations:
+            began = time.monotonic()
+            (report,) = await measure(
+                served.engine,
+                cases,
+                [replace(configuration, model=served.model)],
+                prompt=self.prompt,
+                contract=self.contract,
+                count=self.count,
+                concurrency=self.concurrency,
+                progress=lambda done, total: say(f"{done} of {total}") if done % 50 == 0 else None,
+            )
+            self.seconds[configuration.name] = (time.monotonic() - began) / len(cases)
+            say(f"{configuration.name}: {summary(report)} ({time.monotonic() - began:.0f} s)")
+            found[configuration.name] = report
+        return found
 
     async def named(self, served: Served, questions: Sequence[Branch]) -> int:
         """How many answers a model names without any passage."""
@@ -233,17 +256,22 @@ def summary(report: Report) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    head = "| | " + " | ".join(title for _, title in ROWS) + " |\n|---|" + "---|" * len(ROWS)
-    lines = [
-        f"| {report['configuration']['name']} | " + " | ".join(cell(Rate(**report[name])) for name, _ in ROWS) + " |"
-        for report in result["reports"]
-    ]
+    titles = [*(title for _, title in ROWS), "questions", "seconds an answer"]
+    head = "| | " + " | ".join(titles) + " |\n|---|" + "---|" * len(titles)
+    lines = []
+    for report in result["reports"]:
+        name = report["configuration"]["name"]
+        cells = [cell(Rate(**report[rate])) for rate, _ in ROWS]
+        lines.append(
+            f"| {' | '.join([name, *cells])} | {report['valid']['n']} | {result['seconds_per_answer'][name]:.2f} |"
+        )
     kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(result["kinds"].items()))
     return (
         "\n".join([head, *lines])
         + f"\n\n{result['questions']} questions ({kinds}) over five passages as found in the whole index; "
-        f"{result['made_of']}. The base was asked {result['reports'][0]['valid']['n']} of them. Greedy decoding; in "
-        f"brackets the 95 % interval. Adapter `{result['adapter']}`, {result['date']}, {result['machine']}. "
+        f"{result['made_of']}; the rows with fewer were asked the first of them. Greedy decoding, eight at once (seconds are "
+        "of the whole, divided by the answers); in brackets the 95 % interval. "
+        f"Adapter `{result['adapter']}`, {result['date']}, {result['machine']}. "
         f"Gate: {'passed' if result['gate']['passed'] else 'failed: ' + '; '.join(result['gate']['reasons'])}."
     )
 
@@ -285,6 +313,8 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--base-limit", type=int, default=100)
     parser.add_argument("--attacks", type=Path, metavar="FILE")
+    parser.add_argument("--bigger", metavar="URL")
+    parser.add_argument("--bigger-limit", type=int, default=40)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path, metavar="FILE.md")

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.behaviour.processes import ALONE, Processes
 from orchestrator.behaviour.tokens import Packed
 from orchestrator.errors import MissingExtraError, TrainingError
 from orchestrator.failpoints import failpoint
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHECKPOINT = "checkpoint.safetensors"
+PATIENCE = 4
 _COUNTERS = ("step", "wall_s", "cpu_s", "tokens", "loss", "scores", "best_step", "waited")
 _ALIGN = 64  # lengths are padded to this: oneDNN compiles a kernel for every new shape (measured 4.0 s against 1.5 s)
 _BLOCK = 256  # queries per block of attention
@@ -46,7 +48,7 @@ class Fit:
     emphasis: tuple[tuple[str, float], ...] = ()
     refusals: float = 1.0
     checks: int = 10
-    patience: int = 4
+    patience: int = PATIENCE
     start: str = ""
     seed: int = 0
 
@@ -87,18 +89,20 @@ class _Run:
     scores: list[float] = field(default_factory=list)
     best_step: int = 0
     waited: int = 0
+    processes: Processes = ALONE
 
 
-def open_base(folder: Path, threads: int) -> tuple[Any, Any]:
-    """The base model and its tokenizer, on CUDA when there is one. Raises MissingExtraError without the extra ``train``."""
+def open_base(folder: Path, threads: int, processes: Processes = ALONE) -> tuple[Any, Any]:
+    """The base model and its tokenizer, on this process's GPU when there is one. Raises MissingExtraError without the extra
+    ``train``."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtraError("train", "training an adapter") from error
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    fast = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    device = f"cuda:{processes.index}" if torch.cuda.is_available() else "cpu"
+    fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if fast else torch.float32)
     if device == "cpu" and model.config.model_type in _PLAIN_ATTENTION:
         _use_blocked_attention(model)
@@ -150,6 +154,7 @@ def train_lora(
     every: int,
     report: Report,
     held_out: Sequence[Packed] = (),
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Trains in place; returns steps, seconds and tokens. A checkpoint of the same ``key`` in ``folder`` is continued.
 
@@ -157,6 +162,7 @@ def train_lora(
     they stop getting better. Raises TrainingError when the loss is not a number, memory runs out or the disk is full.
     """
     run = _start(model, fit)
+    run.processes = processes
     batches = list(_batches(len(data), fit))
     look = max(1, -(-len(batches) // max(1, fit.checks))) if held_out and fit.patience else 0
     if _restore(run, folder / CHECKPOINT, key):
@@ -187,13 +193,13 @@ def train_lora(
         )
         if look and (run.step % look == 0 or run.step == len(batches)):
             _look(run, held_out, len(batches), report)
-        if run.step % every == 0 or run.step == len(batches):
+        if processes.is_first and (run.step % every == 0 or run.step == len(batches)):
             _checkpoint(run, folder / CHECKPOINT, key)
-    spent = {"steps": run.step, "wall_s": run.wall_s, "cpu_s": run.cpu_s, "tokens": run.tokens, "last_loss": run.loss}
+    told = {"steps": run.step, "wall_s": run.wall_s, "cpu_s": run.cpu_s, "tokens": run.tokens, "last_loss": run.loss}
     if run.best:
         _set(run.weights, run.best)
-        spent |= {"best_step": run.best_step, "task_score": sum(run.scores) / len(run.scores)}
-    return spent
+        told |= {"best_step": run.best_step, "task_score": sum(run.scores) / len(run.scores)}
+    return told
 
 
 def score_task(model: Any, held_out: Sequence[Packed]) -> list[float]:
@@ -224,7 +230,7 @@ def score_task(model: Any, held_out: Sequence[Packed]) -> list[float]:
 
 def _look(run: _Run, held_out: Sequence[Packed], total: int, report: Report) -> None:
     """Keeps these weights unless earlier ones were better by more than a standard error of the paired difference."""
-    scores = score_task(run.model, held_out)
+    scores = run.processes.as_first(score_task(run.model, held_out), run.masters[0].device)
     mean = sum(scores) / len(scores)
     report(Progress("train", run.step, total, note=f"held-out task {mean:.3f}"))
     differences = [new - old for new, old in zip(scores, run.scores, strict=True)] if run.scores else []
@@ -332,14 +338,14 @@ def _take_step(run: _Run, chosen: Sequence[Packed], fit: Fit, step: int, total: 
     import torch
 
     size = sum(_size(packed) for packed in chosen)
-    summed = 0.0
     for master in run.masters:
         master.grad = torch.zeros_like(master)
+    summed = torch.zeros((), device=run.masters[0].device)
     try:
-        for packed in chosen:
+        for packed in run.processes.share(chosen):
             loss = _loss(run.model, packed)
             (loss / size).backward()
-            summed += float(loss.detach())
+            summed += loss.detach()
             for master, weight in zip(run.masters, run.weights, strict=True):
                 master.grad += weight.grad.float()
                 weight.grad = None
@@ -350,7 +356,8 @@ def _take_step(run: _Run, chosen: Sequence[Packed], fit: Fit, step: int, total: 
                 "it continues"
             ) from error
         raise
-    run.loss = summed / size
+    run.processes.add_up([*(master.grad for master in run.masters), summed])
+    run.loss = float(summed) / size
     if not math.isfinite(run.loss):
         raise TrainingError(
             f"the loss is {run.loss} at step {step}; train with a smaller learning rate (Fit.learning_rate)"

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -65,6 +65,7 @@ from orchestrator.behaviour.held_out import (
 )
 from orchestrator.behaviour.preflight import CONFIG, WEIGHTS, digest_files
 from orchestrator.behaviour.probe import PROBE_TOKENS, probe_messages
+from orchestrator.behaviour.processes import command, join_processes, leave_processes
 from orchestrator.behaviour.rows import Row, from_groups, is_rows, origins, provenance, read_rows, to_groups
 from orchestrator.behaviour.tokens import Packed, Renderer, pack
 from orchestrator.contract import Contract
@@ -98,6 +99,7 @@ class TrainRequest:
     budget_tokens: int = 1600
     max_examples: int = 3000
     threads: int = 1
+    processes: int = 1
     recipe: Recipe = field(default_factory=Recipe)
     fit: Fit | None = None
     limits: Limits = field(default_factory=Limits)
@@ -130,7 +132,7 @@ async def train_adapter(
     _make_folder(request.job)
     with _only_one(request.job):
         await _prepare(request, search, catalogue, report)
-        await _run_child(request.job, report)
+        await _run_child(request.job, request.processes, report)
         finished = request.job / "adapter"
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)
@@ -263,14 +265,14 @@ def _describe(request: TrainRequest, prompt: str, contract: str) -> dict[str, An
     return described
 
 
-async def _run_child(job: Path, report: Report) -> None:
-    """Runs the training process, hands its progress on, and raises TrainingError with its reason when it fails."""
+async def _run_child(job: Path, processes: int, report: Report) -> None:
+    """Runs the training process, or several, hands its progress on, and raises TrainingError with its reason when it fails."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (job / "log").open("ab") as log:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, str(job), stdout=asyncio.subprocess.PIPE, stderr=log, env=env
+            *command(__name__, job, processes), stdout=asyncio.subprocess.PIPE, stderr=log, env=env
         )
         failure = ""
         try:
@@ -306,7 +308,8 @@ def run_job(job: Path, report: Report) -> None:
     fit = Fit(**stored["fit"])
     base_sha256 = digest_weights(Path(wanted["base"]))
     forbid_vision()
-    model, tokenizer = open_base(Path(wanted["base"]), wanted["threads"])
+    processes = join_processes()
+    model, tokenizer = open_base(Path(wanted["base"]), wanted["threads"], processes)
     renderer = Renderer(
         tokenizer,
         parse_prompt(wanted["prompt"], wanted["prompt_body"]),
@@ -321,7 +324,13 @@ def run_job(job: Path, report: Report) -> None:
     held_out = [pack(renderer.group(group)) for group in others]
     model = attach_lora(model, fit)
     key = _run_key(stored, base_sha256, [*data, *held_out])
-    spent = train_lora(model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report, held_out=held_out)
+    spent = train_lora(
+        model, data, fit, key=key, folder=job, every=CHECKPOINT_STEPS, report=report, held_out=held_out,
+        processes=processes,
+    )  # fmt: skip
+    leave_processes(processes)
+    if not processes.is_first:
+        return
     validation_loss = mean_loss(model, held_out) if held_out else None
     part = job / ".adapter.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -438,7 +447,7 @@ def _peak_memory_mb() -> int:
 def main(arguments: list[str]) -> int:
     """Entry of the training process: one line of JSON per step on standard output."""
     os.nice(5)  # a training run must not starve the services beside it
-    last = 0.0
+    last, rank = 0.0, int(os.environ.get("RANK", "0"))
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to the log, not between our lines
 
@@ -448,13 +457,13 @@ def main(arguments: list[str]) -> int:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if progress.note or progress.done in (0, progress.total) or time.monotonic() - last > 0.5:
+        if rank == 0 and (progress.note or progress.done in (0, progress.total) or time.monotonic() - last > 0.5):
             last = time.monotonic()
             emit(asdict(progress))
 
     try:
         job = Path(arguments[0])
-        with _lock_child(job):
+        with _lock_child(job) if rank == 0 else nullcontext():
             run_job(job, report)
     except OrchestratorError as error:
         emit({"error": error.message})

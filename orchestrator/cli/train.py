@@ -17,6 +17,7 @@ from orchestrator.behaviour.fit import Fit
 from orchestrator.behaviour.guard import Limits
 from orchestrator.behaviour.hard import ATTACKS, Hard, read_attacks
 from orchestrator.behaviour.held_out import summary
+from orchestrator.behaviour.processes import count_gpus
 from orchestrator.behaviour.registry import Registry
 from orchestrator.behaviour.rows import is_rows
 from orchestrator.behaviour.train import NOT_HARD, TrainRequest, train_adapter
@@ -46,7 +47,8 @@ from orchestrator.types import Adapter, Passage
     "--max-examples", default=3000, show_default=True, type=click.IntRange(8), help="Examples built from questions."
 )
 @click.option(
-    "--epochs", type=click.IntRange(1, 20),
+    "--epochs",
+    type=click.IntRange(1, 20),
     help="Passes over the examples; chosen from their number when not given. Each pass over questions draws new passages.",
 )
 @click.option("--rank", type=click.IntRange(1, 16), help="Rank of the LoRA matrices; 16 when not given.")
@@ -59,7 +61,8 @@ from orchestrator.types import Adapter, Passage
     "--hard/--no-hard", default=True, show_default=True,
     help="Stale, conflicting, hostile and foreign passages among the examples built from questions.",
 )  # fmt: skip
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads of each process.")
+@click.option("--processes", type=click.IntRange(1), help="Processes that train together; one a GPU when not given.")
 @click.option(
     "--max-underived", default=0.1, show_default=True, type=click.FloatRange(0, 1),
     help="Share of answers that their passages may fail to give before training is refused.",
@@ -91,6 +94,7 @@ async def train(
         contract=options["contract"],
         max_examples=options["max_examples"],
         threads=options["threads"],
+        processes=options["processes"] or max(1, count_gpus()),
         recipe=Recipe(seed=options["seed"], passes=options["epochs"] or 1),
         fit=None if is_rows(data) and not options["epochs"] and not options["rank"] else _fit(options, data),
         hard=Hard() if options["hard"] else NOT_HARD,

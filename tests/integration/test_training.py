@@ -387,6 +387,30 @@ async def run_and_kill(script: Path, sign: Path | None, after_s: float) -> None:
     assert process.returncode == 0 or b"holds an adapter already" in said, said.decode()
 
 
+async def test_two_processes_train_the_adapter_that_one_trains(base: Path, tmp_path: Path) -> None:
+    """Two on a CPU share the sequences of each step, as two GPUs would."""
+    from safetensors.torch import load_file
+
+    weights = []
+    for processes in (1, 2):
+        where = tmp_path / str(processes)
+        where.mkdir()
+        request = replace(make_request(base, where), processes=processes)
+        request = replace(request, fit=Fit(rank=4, alpha=8, learning_rate=1e-3, batch=2))
+        out, seen = await train(request)
+        weights.append(load_file(out / "adapter_model.safetensors"))
+        assert sorted(path.name for path in out.parent.iterdir()) == ["tiny", "tiny.provenance.jsonl"]
+        assert [each.total for each in seen if each.stage == "train"][-1] == json.loads(
+            (out / "manifest.json").read_text()
+        )["training"]["steps"]
+
+    alone, together = weights
+    moved = {name: float(value.float().norm()) for name, value in alone.items() if "lora_B" in name}
+    apart = {name: float((alone[name].float() - together[name].float()).norm()) for name in moved}
+    assert min(moved.values()) > 0.01
+    assert all(apart[name] < 0.02 * moved[name] for name in moved)
+
+
 async def test_other_settings_start_anew_and_say_so(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     await train_until_killed(request_, "step:13", monkeypatch)
 

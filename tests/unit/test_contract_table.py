@@ -33,7 +33,7 @@ def result(contract: ModuleType) -> dict[str, Any]:
     cases = [Case((passage(1, "x"),), Branch("q", "?", "d", "answerable", (1,), ("x",)))]
     reports = [report(f"row {number}", 0.1 * number) for number in range(5)]
     described: dict[str, Any] = contract.describe(reports, cases, "cited-answer--0123456789ab")
-    return described
+    return described | {"seconds_per_answer": {each.configuration.name: 0.25 for each in reports}}
 
 
 def report(name: str, value: float) -> Report:
@@ -48,6 +48,7 @@ def test_the_table_has_a_row_for_each_configuration_and_names_machine_and_date(
 
     assert [f"| row {number} |" in text for number in range(5)] == [True] * 5
     assert "30.0% (15–60)" in text
+    assert text.count("| 100 | 0.25 |") == 5
     assert result["date"] in text
     assert result["machine"] in text
     assert "failed: " in text  # 30 % valid is below the gate

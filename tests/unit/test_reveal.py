@@ -8,33 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.check import check_output
-from orchestrator.contract import Contract
 from orchestrator.errors import ContractError
-from orchestrator.prompts import load_catalogue
-from orchestrator.resources import folder
 from orchestrator.reveal import AnswerStream, open_reveal
-from orchestrator.testing import passage
+from tests.shown import BRIEF, CARD, CITED, EXTRACT, SHOWN, TEXT, made
 
-CATALOGUE = load_catalogue(folder("prompts"))
-TEXT = CATALOGUE.contract("text_answer")
-CARD = CATALOGUE.contract("cited_fields")
-EXTRACT = CATALOGUE.contract("extract")
-BRIEF = CATALOGUE.contract("brief")
-SHOWN = [passage(1, "Every employee has 25 days of leave."), passage(2, "Parking is free for visitors.")]
-PLAIN = {
-    "answerable": {"type": "boolean"},
-    "citations": {"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 5},
-    "answer": {"type": "string"},
-}
-
-
-def made(properties, **roles):
-    named = {"answer": "answer", **roles}
-    body = {"type": "object", "properties": properties, "required": list(properties), "x-orchestrator": named}
-    return Contract.parse("made", json.dumps(body))
-
-
-CITED = made(PLAIN, citations="citations", answerable="answerable", refusal="The documents do not answer this.")
 EVIDENT = {
     "answerable": {"type": "boolean"},
     "citations": {"type": "array", "items": {"type": "integer"}},
