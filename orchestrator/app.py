@@ -32,7 +32,7 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.protocols import Embedder
 from orchestrator.resources import folder
-from orchestrator.router import open_router
+from orchestrator.router import find_learnt, open_router
 from orchestrator.serving import EngineServing, open_tokens
 from orchestrator.settings import Settings
 from orchestrator.tenants import Keys
@@ -42,6 +42,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Progress = Callable[[str], None]
 Moment = date | datetime | str | None
+OPTIONS = frozenset(
+    {
+        "route", "collection", "adapter", "where", "k", "max_tokens", "temperature", "seed",
+        "max_cost", "min_quality", "deadline_ms",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ class Orchestrator:
         Raises SettingsError, LaunchError, DatabaseError, MigrationError.
         """
         settings = settings.resolved() if settings else Settings.from_env(**overrides)
-        catalogue = load_catalogue(settings.prompts_dir or folder("prompts"))
+        prompts = settings.prompts_dir or folder("prompts")
+        catalogue = load_catalogue(prompts)
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(open_database(settings))
             embedder = await asyncio.to_thread(open_embedder, settings, progress)
@@ -85,7 +92,8 @@ class Orchestrator:
             await ensure_shipped(registry, settings)
             ledger = await stack.enter_async_context(Ledger.open(database))
             serving = await stack.enter_async_context(EngineServing.open(settings, catalogue, registry, progress))
-            router = await open_router(catalogue, embedder, settings.collection)
+            learnt = find_learnt(catalogue, prompts, settings.router_file, embedder.space)
+            router = await open_router(catalogue, embedder, settings.collection, learnt)
             next_embedder = await asyncio.to_thread(open_next_embedder, settings, progress)
             reranker = await asyncio.to_thread(open_reranker, settings, embedder, progress)
             for opened in (next_embedder, reranker):
@@ -100,7 +108,8 @@ class Orchestrator:
     async def ask(self, question: str, **options: Any) -> Answer:
         """The checked answer.
 
-        Options: route, collection, adapter, as_of, known_at, where, k, history, max_tokens, temperature, seed.
+        Options: route, collection, adapter, as_of, known_at, where, k, history, max_tokens, temperature, seed, max_cost,
+        min_quality, deadline_ms.
         """
         return await self.answer(self.query(question, **options))
 
@@ -237,7 +246,7 @@ class Orchestrator:
         **options: Any,
     ) -> Query:
         """A query for this system's tenant; moments may be a date, a time or ISO text. Raises InputError."""
-        unknown = options.keys() - {"route", "collection", "adapter", "where", "k", "max_tokens", "temperature", "seed"}
+        unknown = options.keys() - OPTIONS
         if unknown:
             raise InputError(f"unknown options {sorted(unknown)}")
         return Query(

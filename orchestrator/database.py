@@ -40,6 +40,9 @@ SQL_FILES = (
     "knowledge/partitions.sql",
     "behaviour/queries.sql",
     "behaviour/service.sql",
+    "evaluation/archive.sql",
+    "evaluation/queries.sql",
+    "evaluation/evidence.sql",
 )
 
 _NEXT_STEP = (

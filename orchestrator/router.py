@@ -1,13 +1,17 @@
-"""Decides what a query needs: rules first, then the nearest examples with a margin. Pure: query and vector in, Plan out."""
+"""Decides what a query needs: rules first, then the learnt model or the nearest examples. Pure: query and vector in, Plan out."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from orchestrator.errors import SettingsError
+from orchestrator.learnt import Learnt, Limits, carries_text, choose_cheapest, load_learnt, read_features
 from orchestrator.prompts import Catalogue, Route
 from orchestrator.protocols import Embedder
 from orchestrator.types import Plan, Query
@@ -34,38 +38,79 @@ _ASKING = frozenset(
     )
 )
 _KEYWORD_WINDOW = 4  # "Could you please rewrite ..." has its verb in fourth place
+LEARNT_FILE = "router.json"  # beside routes.toml
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Plans queries over a catalogue. ``examples``: route name to a matrix of unit vectors, one row per example."""
+    """Plans queries over a catalogue. ``examples``: route name to a matrix of unit vectors, one row per example.
+
+    ``learnt``: decides in place of the examples what no rule decides.
+    """
 
     catalogue: Catalogue
     examples: Mapping[str, np.ndarray]
     collection: str = "default"
+    learnt: Learnt | None = None
 
     def plan(self, query: Query, vector: Sequence[float] | None = None) -> Plan:
         """The plan for one query; ``vector`` is its unit vector in the space of the examples (None: rules only).
 
-        Raises UnknownNameError when the query pins a route that does not exist.
+        Raises UnknownNameError when the query pins a route that does not exist, InputError when no route meets its limits.
         """
+        name, reason, scores = self._decide(query, vector)
+        limits = Limits(query.max_cost, query.min_quality, query.deadline_ms)
+        is_final = vector is not None or reason.startswith(("rule", "pinned"))
+        if limits and is_final and self.catalogue.route(name).reply is None:
+            name, why = self._meet(limits, name, scores, query)
+            reason = f"{reason}; {why}"
+        return self._fill(self.catalogue.route(name), query, reason, scores)
+
+    def _decide(self, query: Query, vector: Sequence[float] | None) -> tuple[str, str, Mapping[str, float]]:
+        """Route, reason and scores."""
         if query.route is not None:
-            return self._fill(self.catalogue.route(query.route), query, "pinned by the caller", {})
+            return self.catalogue.route(query.route).name, "pinned by the caller", {}
         for route in self.catalogue.routes.values():
             rule = _match_rule(route, query.text)
             if rule:
-                return self._fill(route, query, rule, {})
-        scores = self._similarities(vector, query.text) if vector is not None else {}
-        name, reason = self._nearest(scores)
-        return self._fill(self.catalogue.route(name), query, reason, scores)
+                return route.name, rule, {}
+        if vector is None:
+            return (*self._nearest({}), {})
+        if self.learnt is not None:
+            return self._learnt(self.learnt, query.text, vector)
+        scores = self._similarities(vector, query.text)
+        return (*self._nearest(scores), scores)
+
+    def _learnt(self, learnt: Learnt, text: str, vector: Sequence[float]) -> tuple[str, str, Mapping[str, float]]:
+        scores = learnt.probabilities(read_features(text, vector))
+        if not carries_text(text):
+            possible = {name: share for name, share in scores.items() if not self.catalogue.route(name).needs_text}
+            scores = {name: share / sum(possible.values()) for name, share in possible.items()}
+        best, top = next(iter(scores.items()))
+        by = f"router {learnt.digest[:12]}"
+        if top < learnt.threshold:
+            return learnt.abstain, f"{by}: {best} has {top:.2f} only, below {learnt.threshold:.2f}", scores
+        return best, f"{by}: {best} with probability {top:.2f}", scores
+
+    def _meet(self, limits: Limits, decided: str, scores: Mapping[str, float], query: Query) -> tuple[str, str]:
+        """The cheapest route that meets the limits; a pinned one must meet them itself."""
+        measured = self.learnt.measured if self.learnt else {}
+        pinned = query.route is not None
+        allowed = [decided] if pinned else [name for name, row in self.catalogue.routes.items() if row.reply is None]
+        if not pinned and not carries_text(query.text):
+            allowed = [name for name in allowed if not self.catalogue.route(name).needs_text]
+        if not scores or not self.learnt:  # decided by a rule or a pin: the question is of that kind
+            scores = {decided: 1.0}
+        return choose_cheapest(measured, scores, limits, allowed)
 
     def _similarities(self, vector: Sequence[float], text: str) -> dict[str, float]:
         point = np.asarray(vector, dtype=np.float32)
-        carries_text = _carries_text(text)
+        brings_text = carries_text(text)
         scores = {
             name: float(np.max(rows @ point))
             for name, rows in self.examples.items()
-            if len(rows) and (carries_text or not self.catalogue.route(name).needs_text)
+            if len(rows) and (brings_text or not self.catalogue.route(name).needs_text)
         }
         return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
@@ -109,8 +154,41 @@ class Router:
         )
 
 
-async def open_router(catalogue: Catalogue, embedder: Embedder, collection: str = "default") -> Router:
-    """Embeds the routes' examples once."""
+def find_learnt(catalogue: Catalogue, folder: Path, named: Path | None, space: str) -> Learnt | None:
+    """The model that the settings name, else the one beside routes.toml, when it fits routes and embedder.
+
+    Raises SettingsError when a file that is named does not fit; one that lies there and does not is left aside.
+    """
+    path = named or folder / LEARNT_FILE
+    if named is None and not path.is_file():
+        return None
+    learnt = load_learnt(path)
+    fault = misfit(learnt, catalogue, space)
+    if fault is None:
+        return learnt
+    if named is not None:
+        raise SettingsError(f"{path}: {fault}; write it anew: `orchestrator router fit`")
+    logger.info("%s is left aside: %s", path, fault)
+    return None
+
+
+def misfit(learnt: Learnt, catalogue: Catalogue, space: str) -> str | None:
+    """Why the model cannot decide for these routes and vectors; None when it can."""
+    if learnt.space != space:
+        return f"it reads vectors of {learnt.space}, the embedder's are {space}"
+    missing = sorted({*learnt.routes, learnt.abstain} - catalogue.routes.keys())
+    if missing:
+        return f"it knows routes that routes.toml has not: {missing}"
+    unknown = sorted(name for name, route in catalogue.routes.items() if route.examples and name not in learnt.routes)
+    return f"it was fitted without the routes {unknown}, which have examples" if unknown else None
+
+
+async def open_router(
+    catalogue: Catalogue, embedder: Embedder, collection: str = "default", learnt: Learnt | None = None
+) -> Router:
+    """Embeds the routes' examples once; with a learnt model nothing is compared with them."""
+    if learnt is not None:
+        return Router(catalogue, {}, collection, learnt)
     names = [route.name for route in catalogue.routes.values() for _ in route.examples]
     texts = [example for route in catalogue.routes.values() for example in route.examples]
     vectors = await embedder.embed(texts) if texts else []
@@ -128,7 +206,7 @@ def _match_rule(route: Route, text: str) -> str | None:
             return f"rule of {route.name}: matches {pattern}"
     opening = [word.lower() for word in _WORD.findall(text[:200])[:_KEYWORD_WINDOW]]
     for keyword in route.keywords:
-        if keyword in opening and _sets_task(opening[: opening.index(keyword)]) and _carries_text(text):
+        if keyword in opening and _sets_task(opening[: opening.index(keyword)]) and carries_text(text):
             return f"rule of {route.name}: begins with {keyword!r} and carries its text"
     return None
 
@@ -136,8 +214,3 @@ def _match_rule(route: Route, text: str) -> str | None:
 def _sets_task(before: Sequence[str]) -> bool:
     """False when the words before the verb ask about it ("How do I classify ...")."""
     return not before or not (before[0] in _ASKING or {"i", "we"} & set(before))
-
-
-def _carries_text(text: str) -> bool:
-    """True when a task brings the text it is about: after a colon, in quotes or on further lines."""
-    return bool(re.search(r":\s*\S|\n\s*\S|(?<!\w)[\"“«'‘].{3,}[\"”»'’](?!\w)", text))

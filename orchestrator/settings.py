@@ -31,6 +31,10 @@ class Settings:
     prompts_dir: Path | None = _setting(
         None, "Folder with routes.toml, prompts and contracts; the shipped one when unset."
     )
+    router_file: Path | None = _setting(
+        None,
+        "Model of `orchestrator router fit`; `router.json` beside routes.toml when unset, if it is of this embedder.",
+    )
     adapters_dir: Path | None = _setting(None, "Where trained adapters are kept; `adapters` under home when unset.")
     database_url: str | None = _setting(None, "PostgreSQL with pgvector; embedded when unset.", secret=True)
     owner_database_url: str | None = _setting(

@@ -49,6 +49,8 @@ with removed as (
     delete from api_keys where tenant = %(tenant)s
 ), jobless as (
     delete from jobs j using removed r where j.tenant_id = r.id
+), setless as (
+    delete from eval_sets s using removed r where s.tenant_id = r.id
 )
 delete from collections c using removed r where c.tenant_id = r.id returning c.id;
 

@@ -72,11 +72,14 @@ class Query:
     seed: int | None = None
     tenant: str = "default"
     user: str | None = None  # one conversation or user, as the caller tells them apart; a canary keeps it on one arm
+    max_cost: float | None = None  # of the answer, in the currency in which the router's routes were measured
+    min_quality: float | None = None  # that the route is expected to reach on this question, 0 to 1
+    deadline_ms: float | None = None  # within which the route answers 19 of 20 questions
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the router decided for one query, and why. ``scores``: route name to similarity (cosine)."""
+    """What the router decided for one query, and why. ``scores``: route name to similarity, or probability when learnt."""
 
     action: Action
     route: str

@@ -119,6 +119,7 @@ def test_documented_keys_of_a_request_are_those_that_are_accepted() -> None:
     catalogue = load_catalogue(folder("prompts"))
     moment = "2025-03-01"
     values = {"route": "grounded", "collection": "c", "as_of": moment, "known_at": moment, "where": {"a": 1}, "k": 3}
+    values |= {"max_cost": 1.5, "min_quality": 0.5, "deadline_ms": 900}
     body = {"model": "orchestrator", "messages": [{"role": "user", "content": "x"}]}
     assert values.keys() == OWN_KEYS.keys()
     parse_chat({**body, "orchestrator": values}, catalogue, "default")

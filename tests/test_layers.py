@@ -21,7 +21,7 @@ LAYERS = [
     ["vet", "places", "report", "contract", "prompts", "compose", "citations", "check", "reveal"],
     ["database", "migrate", "tenants", "ledger", "feedback", "tokens", "engine", "decoder", "launch"],  # world
     ["knowledge", "behaviour"],  # the two layers; they never import each other, see STRANGERS
-    ["router", "pipeline", "evaluation"],  # centre
+    ["learnt", "router", "pipeline", "evaluation"],  # centre
     ["resident", "serving", "admit", "app", "doctor"],  # face
     ["api", "langchain_store", "langchain", "cli"],  # edges
 ]
@@ -39,7 +39,7 @@ DOORS = {
     "gguf": {"launch.smollm2"},
     "jsonschema_rs": {"contract", "evaluation.score"},
     "langchain_core": {"langchain", "langchain_store"},
-    "numpy": {"router", "knowledge", "behaviour", "evaluation", "langchain_store", "launch.minilm"},
+    "numpy": {"learnt", "router", "knowledge", "behaviour", "evaluation", "langchain_store", "launch.minilm"},
     "onnx": {"launch.minilm"},
     "onnxruntime": {"knowledge.embed"},
     "orjson": {"engine", "knowledge", "behaviour", "launch", "api"},
@@ -60,7 +60,9 @@ DOORS = {
     "rich": {"cli"},
     "safetensors": {"behaviour"},
     "selectolax": {"knowledge.sources.html"},
+    "sklearn": {"evaluation.fit_router"},
     "starlette": {"api"},
+    "threadpoolctl": {"evaluation.fit_router"},
     "tokenizers": {"tokens", "knowledge.embed", "launch.smollm2"},
     "torch": {"behaviour", "launch.smollm2", "launch.lora_cpu"},  # launch: in a child process of its own
     "transformers": {"behaviour", "launch.smollm2", "launch.grammar"},

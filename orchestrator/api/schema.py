@@ -22,6 +22,7 @@ from orchestrator.types import Answer, Citation, Event, Message, Passage, Query,
 ROUTED = "orchestrator"
 MAX_EMBEDDING_INPUTS = 256
 MAX_K = 50
+MAX_LIMIT = 1e12
 Json = dict[str, Any]
 
 # OpenAI's parameters that we do not have, with the values that mean "as if it were not there"; null is always one.
@@ -70,7 +71,9 @@ _CHAT_KEYS = frozenset(
     }
 )
 _MESSAGE_KEYS = frozenset({"annotations", "audio", "content", "function_call", "name", "refusal", "role", "tool_calls"})
-_OWN_KEYS = frozenset({"as_of", "collection", "k", "known_at", "route", "where"})
+_OWN_KEYS = frozenset(
+    {"as_of", "collection", "deadline_ms", "k", "known_at", "max_cost", "min_quality", "route", "where"}
+)
 _EMBEDDING_KEYS = frozenset({"dimensions", "encoding_format", "input", "model", "user"})
 # A retry brings the same error: the official client is told so, else it would try each 5xx twice more (row F2).
 _FINAL_CODES = frozenset(
@@ -220,6 +223,9 @@ def parse_chat(body: Json, catalogue: Catalogue, tenant: str) -> ChatRequest:
         temperature=_number(body, "temperature", 0, 2),
         seed=_integer(body, "seed", -(2**63)),
         tenant=tenant,
+        max_cost=_number(own, "max_cost", 0, MAX_LIMIT, "orchestrator."),
+        min_quality=_number(own, "min_quality", 0, 1, "orchestrator."),
+        deadline_ms=_number(own, "deadline_ms", 0, MAX_LIMIT, "orchestrator."),
         user=_text(body, "user") or _text(body, "safety_identifier") or (history[0].content if history else question),
     )
     _check_labels(body)
@@ -554,12 +560,12 @@ def _integer(body: Json, key: str, low: int, high: int = 2**63 - 1, prefix: str 
     return value
 
 
-def _number(body: Json, key: str, low: float, high: float) -> float | None:
+def _number(body: Json, key: str, low: float, high: float, prefix: str = "") -> float | None:
     value = body.get(key)
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{key} must be a number from {low} to {high}", param=key)
+        raise InputError(f"{prefix}{key} must be a number from {low:g} to {high:g}", param=prefix + key)
     return float(value)
 
 

@@ -322,7 +322,7 @@ def make_twin(branch: Branch, shown: Sequence[Passage], names: Sequence[str]) ->
 
     These are the commonest ways in which people wrote the adversarial questions of SQuAD 2.0 (Rajpurkar et al. 2018, table 2).
     """
-    ways = (
+    ways: tuple[Callable[[], Branch | None], ...] = (
         lambda: swap_within(branch, shown),
         lambda: turn_round(branch, shown),
         lambda: swap_entity(branch, shown, names),

@@ -15,7 +15,7 @@ from orchestrator.citations import find_quote, is_supported
 from orchestrator.compose import Composition, compose_messages
 from orchestrator.contract import Contract
 from orchestrator.errors import ContractError, EngineError, MissingExtraError
-from orchestrator.intervals import wilson as interval_of
+from orchestrator.intervals import wilson as wilson_interval
 from orchestrator.prompts import Prompt
 from orchestrator.protocols import Engine
 from orchestrator.types import Completion, Generation, Message, Passage
@@ -223,7 +223,7 @@ def overlap_f1(answer: str, gold: str) -> float:
 
 def wilson(hits: int, n: int) -> Rate:
     """A rate with its 95 % interval."""
-    return Rate(hits / n, *interval_of(hits, n), n) if n else Rate(0.0, 0.0, 0.0, 0)
+    return Rate(hits / n, *wilson_interval(hits, n), n) if n else Rate(0.0, 0.0, 0.0, 0)
 
 
 def bootstrap(values: Sequence[float], rounds: int = 1000, seed: int = 0) -> Rate:

@@ -34,6 +34,9 @@ collection_option = click.option("--collection", metavar="C", help="Collection; 
 @collection_option
 @click.option("-k", type=click.IntRange(1, 100), help="Passages to retrieve.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--max-cost", type=click.FloatRange(0), help="Take a route whose answers cost no more than this.")
+@click.option("--min-quality", type=click.FloatRange(0, 1), help="Take a route that is expected to be this good.")
+@click.option("--deadline-ms", type=click.FloatRange(0), help="Take a route that answers within this time.")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @click.option("--explain", is_flag=True, help="Show plan, passages with their scores, and timings.")
 @command

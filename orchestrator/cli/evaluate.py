@@ -1,4 +1,4 @@
-"""Commands for evaluation sets: eval run, eval tune."""
+"""Commands for evaluation sets: eval search, eval tune; those over whole answers are in ``evaluate_answers``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.app import Orchestrator
+from orchestrator.cli.evaluate_answers import eval_add, eval_compare, eval_list, eval_run, eval_show
+from orchestrator.cli.evaluate_models import eval_init, eval_judge
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.evaluation.metrics import Mean
 from orchestrator.evaluation.run import keep_known, run_set
@@ -33,16 +35,16 @@ questions_option = click.option(
 
 @click.group("eval")
 def evaluations() -> None:
-    """How well a collection is searched, measured on questions whose answers are known."""
+    """How good search and answers are, measured on questions whose answers are known."""
 
 
-@evaluations.command("run")
+@evaluations.command("search")
 @set_argument
 @collection_option
 @questions_option
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1, 100), help="Documents that are looked at.")
 @command
-async def eval_run(
+async def eval_search(
     output: Output, settings: Settings, set_path: Path, collection: str | None, questions: int | None, k: int
 ) -> None:
     """Measure search on a set: nDCG, MRR, recall and precision of documents, with standard errors."""
@@ -160,4 +162,6 @@ def _cell(value: Mean) -> str:
     return f"{value.value:.4f} ± {value.error:.4f}"
 
 
+for each in (eval_run, eval_compare, eval_list, eval_show, eval_add, eval_init, eval_judge):
+    evaluations.add_command(each)
 eval = evaluations  # the command line finds a command under its name

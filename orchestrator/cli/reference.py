@@ -94,6 +94,9 @@ OWN_KEYS = {
     "known_at": "ISO date or time: as it was known then.",
     "where": "Filter on the documents' metadata, as `--where`.",
     "k": "Passages to retrieve, 1 to 50.",
+    "max_cost": "Take the cheapest measured route, and none whose answers cost more than this.",
+    "min_quality": "Take the cheapest measured route that is expected to be this good on the question, 0 to 1.",
+    "deadline_ms": "Take the cheapest measured route that answers 19 of 20 questions within this time.",
 }
 FIELDS = {
     "id": "Name of the document, unique in its collection. A file without one is named by its path in the folder.",

@@ -86,6 +86,7 @@ class Change:
     min_sufficiency: float | None = None
     constrained: bool | None = None
     adapter: str | None = None  # "" asks the base
+    prompt: Literal["shipped"] | None = None  # the package's own text of the route's prompt
     as_of: datetime | None = None
     engine: Literal["strong"] | None = None
 

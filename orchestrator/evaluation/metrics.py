@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.intervals import wilson as wilson_interval
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     Values = npt.NDArray[np.float64]
 
 ROUNDS = 10_000
+Z95, Z80 = 1.959964, 0.841621  # of the normal distribution: 95 % two-sided, 80 % power
 BLOCK = 2_000_000  # numbers drawn at a time: bounds the memory of a test over many questions
 
 
@@ -63,6 +66,16 @@ class Mean:
 
     value: float
     error: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over ``n`` questions with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
     n: int
 
 
@@ -122,3 +135,33 @@ def compare(ours: Sequence[float], theirs: Sequence[float], *, rounds: int = ROU
     # Sums in another order differ in the last bits: an equal mean counts as equal.
     as_far = int((np.abs(np.concatenate(flipped)) >= abs(observed) - 1e-12).sum())
     return Difference(observed, float(low), float(high), (as_far + 1) / (rounds + 1), n)
+
+
+def wilson(hits: float, n: int) -> Interval:
+    """A share with its 95 % interval; of nothing, 0 with the interval from 0 to 1."""
+    return Interval(hits / n if n else 0.0, *wilson_interval(hits, n), n)
+
+
+def interval(values: Sequence[float], *, rounds: int = 2_000, seed: int = 0) -> Interval:
+    """Mean of values from 0 to 1: Wilson's interval when each is 0 or 1, else the percentile bootstrap, seeded."""
+    if all(value in (0.0, 1.0) for value in values):
+        return wilson(math.fsum(values), len(values))
+    import numpy as np
+
+    array = np.asarray(values, np.float64)
+    chance = np.random.default_rng(seed)
+    at_once = max(1, BLOCK // len(array))
+    means = [
+        array[chance.integers(0, len(array), (min(at_once, rounds - first), len(array)))].mean(axis=1)
+        for first in range(0, rounds, at_once)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+def detectable(n: int, spread: float) -> float:
+    """The smallest mean difference of n pairs that a two-sided 5 % test sees with 80 % power.
+
+    ``spread``: standard deviation of the paired differences.
+    """
+    return (Z95 + Z80) * spread / math.sqrt(n) if n else 1.0

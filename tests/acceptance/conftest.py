@@ -21,7 +21,7 @@ from orchestrator.knowledge.records import VersionText
 from orchestrator.pipeline import Pipeline
 from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.resources import folder
-from orchestrator.router import open_router
+from orchestrator.router import find_learnt, open_router
 from orchestrator.settings import Settings
 from orchestrator.testing import (
     HashEmbedder,
@@ -155,7 +155,8 @@ async def build(engine: ScriptedEngine, ledger: MemoryLedger, **settings: Any) -
         {"default": [passage(1, LEAVE), passage(2, "Lunch is at noon."), passage(3, "Parking is free.")]}
     )
     serving = MemoryServing(engine, {"cited-answer": ADAPTER})
-    router = await open_router(catalogue, embedder)
+    learnt = find_learnt(catalogue, folder("prompts"), values.router_file, embedder.space)
+    router = await open_router(catalogue, embedder, values.collection, learnt)
     pipeline = Pipeline(values, catalogue, router, embedder, store, serving, ledger, WordTokens())
     readiness = Readiness()
     parts: Any = {"database": LiveDatabase(), "store": store, "registry": MemoryRegistry(), "serving": readiness}

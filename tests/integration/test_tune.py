@@ -240,7 +240,7 @@ def test_the_commands_measure_and_learn(run, written):
     ingested = run("ingest", "corpus.jsonl")
     assert ingested.exit_code == 0, ingested.output
 
-    measured = run("eval", "run", "questions.jsonl", "--questions", "20", "--json")
+    measured = run("eval", "search", "questions.jsonl", "--questions", "20", "--json")
     assert measured.exit_code == 0, measured.output
     result = json.loads(measured.stdout)
     assert result["set"]["questions"] == 20
@@ -262,7 +262,7 @@ def test_a_set_without_its_documents_says_so(run, written):
     ingested = run("ingest", "corpus.jsonl", "--collection", "other")
     assert ingested.exit_code == 0, ingested.output
 
-    result = run("eval", "run", "questions.jsonl")
+    result = run("eval", "search", "questions.jsonl")
 
     assert result.exit_code == 1
     assert "there is no collection 'default'" in result.stderr

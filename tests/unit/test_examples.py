@@ -327,7 +327,9 @@ def test_evidence_keeps_clear_of_quotation_marks_unless_the_answer_is_in_them() 
     assert '"' in quote_for(asks("What did she sell?", 'old bell" and'), text)
 
 
-@pytest.mark.parametrize("answer", ["1911", "Bob", "sold it to Bob Ray in 1911", "called it", "she", "The Bell and Sold"])
+@pytest.mark.parametrize(
+    "answer", ["1911", "Bob", "sold it to Bob Ray in 1911", "called it", "she", "The Bell and Sold"]
+)
 def test_evidence_holds_the_answer(answer: str) -> None:
     text = 'In the end, she called it (the old) bell; and sold it to Bob Ray in 1911. "The bell," and sold, they said.'
 

@@ -1,0 +1,183 @@
+"""Commands for the learnt part of the router: router fit, router eval, router show."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.output import Output, command, literal
+from orchestrator.errors import InputError, TrainingError
+from orchestrator.evaluation.fit_router import Fitted, Wanted, fit_router
+from orchestrator.evaluation.metrics import Interval
+from orchestrator.evaluation.routing import Judged, Labelled, Vectors, judge_router, read_labelled
+from orchestrator.knowledge.embed import open_embedder
+from orchestrator.learnt import Learnt
+from orchestrator.prompts import load_catalogue
+from orchestrator.protocols import Embedder
+from orchestrator.resources import folder
+from orchestrator.router import Router, find_learnt, open_router
+from orchestrator.settings import Settings
+
+AT_ONCE = 64  # messages embedded between two steps of the bar
+data_argument = click.argument("data", metavar="DATA", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.group()
+def router() -> None:
+    """What decides the route of a question: fit it on labelled messages, measure it, look at it."""
+
+
+@router.command("fit")
+@data_argument
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("router.json"), show_default=True,
+    help="File to write; ORCHESTRATOR_ROUTER_FILE puts it into service.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.FloatRange(0.5, 1), default=0.95, show_default=True,
+    help="Share of right ones among the messages that it decides; it abstains from the rest.",
+)  # fmt: skip
+@click.option("--abstain", metavar="R", default="", help="Route of what it abstains from; the fallback of routes.toml.")
+@command
+async def router_fit(output: Output, settings: Settings, data: Path, out: Path, precision: float, abstain: str) -> None:
+    """Fit a router on the messages of DATA and write it, unless the router without it is as good on those held out."""
+    rows = read_labelled(data)
+    catalogue = load_catalogue(settings.prompts_dir or folder("prompts"))
+    embedder = await asyncio.to_thread(open_embedder, settings, output.say)
+    try:
+        base = await open_router(catalogue, embedder)
+        vectors = await _embed(output, embedder, rows)
+        found = await asyncio.to_thread(fit_router, rows, vectors, base, Wanted(embedder.space, precision, abstain))
+    finally:
+        await _close(embedder)
+    if not found.may_serve:
+        raise TrainingError(
+            f"the fitted router is no gain over the one without it: {found.gain.value:+.3f} right decisions "
+            f"({found.gain.low:+.3f} to {found.gain.high:+.3f}) on {found.held_out} held-out messages, "
+            f"searches skipped wrongly {found.ours.skipped.value:.1%} against {found.before.skipped.value:.1%}; "
+            "nothing was written. Label more messages"
+        )
+    out.write_bytes(found.raw)
+    result = {
+        "file": out, "fitted": found.fitted, "held_out": found.held_out, "gain": found.gain,
+        "learnt": _fields(found.ours), "before": _fields(found.before),
+    }  # fmt: skip
+    output.emit(result, lambda console: _print_fit(console, found, out))
+
+
+@router.command("eval")
+@data_argument
+@command
+async def router_eval(output: Output, settings: Settings, data: Path) -> None:
+    """Measure the router that serves on the messages of DATA: accuracy, confusions and what they cost, calibration."""
+    rows = read_labelled(data)
+    serving, vectors = await _serving(output, settings, rows)
+    judged = judge_router(serving, rows, vectors)
+    output.emit(
+        {"digest": serving.learnt and serving.learnt.digest, **_fields(judged)},
+        lambda console: _print_judged(console, judged),
+    )
+
+
+@router.command("show")
+@command
+async def router_show(output: Output, settings: Settings) -> None:
+    """Show the fitted router that serves: its routes, its threshold, what was measured."""
+    serving, _ = await _serving(output, settings, ())
+    if serving.learnt is None:
+        raise InputError("no fitted router serves; fit one: `orchestrator router fit DATA`")
+    learnt = serving.learnt
+    data = {
+        "digest": learnt.digest, "routes": learnt.routes, "space": learnt.space, "threshold": learnt.threshold,
+        "precision": learnt.precision, "abstain": learnt.abstain, "temperature": learnt.temperature,
+        "measured": {name: asdict(row) for name, row in learnt.measured.items()}, "evidence": dict(learnt.evidence),
+    }  # fmt: skip
+    output.emit(data, lambda console: _print_learnt(console, learnt))
+
+
+async def _serving(output: Output, settings: Settings, rows: tuple[()] | list[Labelled]) -> tuple[Router, Vectors]:
+    """The router as `ask` opens it, and the vectors of the rows."""
+    prompts = settings.prompts_dir or folder("prompts")
+    catalogue = load_catalogue(prompts)
+    embedder = await asyncio.to_thread(open_embedder, settings, output.say)
+    try:
+        learnt = find_learnt(catalogue, prompts, settings.router_file, embedder.space)
+        return await open_router(catalogue, embedder, settings.collection, learnt), await _embed(output, embedder, rows)
+    finally:
+        await _close(embedder)
+
+
+async def _embed(output: Output, embedder: Embedder, rows: tuple[()] | list[Labelled]) -> Vectors:
+    texts = list(dict.fromkeys(row.text for row in rows))
+    vectors: dict[str, Any] = {}
+    with output.bar("embedding") as update:
+        for first in range(0, len(texts), AT_ONCE):
+            some = texts[first : first + AT_ONCE]
+            vectors.update(zip(some, await embedder.embed(some), strict=True))
+            update(len(vectors), len(texts), f"{len(vectors)} of {len(texts)}")
+    return vectors
+
+
+async def _close(embedder: Embedder) -> None:
+    if (close := getattr(embedder, "aclose", None)) is not None:
+        await close()
+
+
+def _fields(judged: Judged) -> dict[str, Any]:
+    fields = asdict(judged)
+    del fields["right"]
+    return fields
+
+
+def _share(found: Interval) -> str:
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+def _print_fit(console: Console, found: Fitted, out: Path) -> None:
+    _print_judged(console, found.ours)
+    gain = found.gain
+    console.print(
+        f"without it {_share(found.before.accuracy)}; gain {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, "
+        f"p = {gain.p:.4f}) on {found.held_out} held-out messages; fitted on {found.fitted}. Written: {out}",
+        markup=False,
+    )
+
+
+def _print_judged(console: Console, judged: Judged) -> None:
+    names = sorted({name for counts in judged.confusion.values() for name in counts} | judged.confusion.keys())
+    grid = Table("should be", *names, "cost")
+    for label, counts in judged.confusion.items():
+        cells = (str(counts.get(name, "")) for name in names)
+        grid.add_row(*literal(label, *cells, f"{sum(judged.cost_of[label].values()):g}"))
+    console.print(grid)
+    lines = [
+        f"right: {_share(judged.accuracy)} of {judged.n}; where it decided {_share(judged.decided)}",
+        f"search skipped wrongly: {_share(judged.skipped)}; abstained: {_share(judged.abstained)}",
+        f"cost of a message {judged.cost.value:.3f}, regret {judged.regret.value:.3f}",
+    ]
+    if judged.ece is not None:
+        bins = ", ".join(f"{each.confidence:.2f}: {each.accuracy:.2f} of {each.n}" for each in judged.bins)
+        lines.append(f"calibration error {judged.ece:.3f} (said: was; {bins})")
+    console.print("\n".join(lines), markup=False)
+
+
+def _print_learnt(console: Console, learnt: Learnt) -> None:
+    console.print(
+        f"router {learnt.digest[:12]}: {', '.join(learnt.routes)}; reads {learnt.space}; below {learnt.threshold:.2f} "
+        f"it abstains to {learnt.abstain} (for a precision of {learnt.precision:.0%})",
+        markup=False,
+    )
+    if learnt.measured:
+        grid = Table("route", "cost", "ms", "quality by kind of question", "n")
+        for name, row in learnt.measured.items():
+            qualities = ", ".join(f"{kind} {quality:.2f}" for kind, quality in row.quality.items())
+            grid.add_row(*literal(name, f"{row.cost:g}", f"{row.ms:.0f}", qualities, str(row.n)))
+        console.print(grid)
+    for name, value in learnt.evidence.items():
+        console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", markup=False)
