@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import psycopg
@@ -172,6 +173,19 @@ async def test_what_fails_without_breaking_the_connection_is_not_repeated(databa
         await database.read("do $$ begin perform nextval('runs'); raise exception 'x' using errcode = '55P03'; end $$")
     (row,) = await database.read("select last_value from runs")
     assert row.last_value == 2
+
+
+async def test_a_read_finds_a_live_connection_after_all_were_cut(empty_database_url: str) -> None:
+    async with Database.open(empty_database_url, 4) as database:
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                await stack.enter_async_context(database.session())
+        async with await psycopg.AsyncConnection.connect(empty_database_url, autocommit=True) as other:
+            await other.execute(
+                "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+                "where application_name = 'orchestrator' and datname = current_database()"
+            )
+        assert [tuple(row) for row in await database.read("select 7 as x")] == [(7,)]
 
 
 async def cut(database: Database, query: str) -> None:
