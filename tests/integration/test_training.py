@@ -206,6 +206,41 @@ async def test_packed_branches_have_the_loss_of_conversations_alone(base: Path, 
     assert packed == pytest.approx(alone, rel=1e-5)
 
 
+async def test_the_verdict_of_a_refusal_weighs_as_told(base: Path, request_: TrainRequest) -> None:
+    _, tokenizer = open_base(base, 1)
+    renderer = Renderer(
+        tokenizer, CATALOGUE.prompt("grounded"), CATALOGUE.contract("cited_answer"), LocalTokens(base).count, 1600,
+        {"answerable": 5.0}, 2.5,
+    )  # fmt: skip
+    groups = await build_groups(load_questions(request_.data), search, split="train", count=40, recipe=request_.recipe)
+
+    heaviest = {
+        branch.answerable: max(rendered.weights)
+        for group in groups
+        for branch, rendered in zip(group.branches, renderer.group(group), strict=True)
+    }
+
+    assert heaviest == {True: 5.0, False: 12.5}
+
+
+async def test_a_second_pass_asks_the_same_questions_in_other_groups(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop(*_: Any) -> None:
+        raise TrainingError("prepared")
+
+    monkeypatch.setattr("orchestrator.behaviour.train._run_child", stop)
+    request = replace(request_, max_examples=1000, recipe=replace(request_.recipe, passes=2))
+    with pytest.raises(TrainingError, match="prepared"):
+        await train(request)
+
+    groups = [json.loads(line) for line in (request.job / "train.jsonl").read_text().splitlines()]
+
+    second = [group for group in groups if group["id"].endswith("-1")]
+    assert 0.3 * len(groups) < len(second) < 0.7 * len(groups)
+    assert len({group["id"] for group in groups}) == len(groups)
+
+
 def packed_of(prompt: tuple[int, ...], target: tuple[int, ...], weights: tuple[float, ...] = ()) -> Packed:
     return pack([Rendered(prompt, target, weights)])
 
