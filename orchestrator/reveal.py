@@ -86,7 +86,7 @@ class AnswerStream:
 
 
 class FieldStream:
-    """A line for each field that is shown, once the field is whole and checked; fields come in the schema's order or not at all."""
+    """A line for each field that is shown, once it is whole and checked, as long as none that stands above it was skipped."""
 
     def __init__(self, contract: Contract, passages: Sequence[Passage], message: str) -> None:
         self._contract = contract
@@ -107,8 +107,7 @@ class FieldStream:
 
     def _take(self, name: str, value: Any) -> str:
         contract = self._contract
-        late = name not in self._left
-        if self._ended or late or not contract.keeps(name, value):
+        if self._ended or not self._is_next(name) or not contract.keeps(name, value):
             self._ended = True
             return ""
         self._left = self._left[self._left.index(name) + 1 :]
@@ -121,6 +120,12 @@ class FieldStream:
         line = contract.line(name, check_field(contract, name, value, self._passages, self._message).value)
         between, self._started = "\n" if line and self._started else "", self._started or bool(line)
         return between + line
+
+    def _is_next(self, name: str) -> bool:
+        """False when a line that belongs above it may still come."""
+        if name not in self._left:
+            return False
+        return not any(each in self._contract.show for each in self._left[: self._left.index(name)])
 
 
 class LineStream:
