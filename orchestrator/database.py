@@ -43,6 +43,7 @@ SQL_FILES = (
     "evaluation/archive.sql",
     "evaluation/queries.sql",
     "evaluation/evidence.sql",
+    "evaluation/improve.sql",
 )
 
 _NEXT_STEP = (

@@ -23,6 +23,7 @@ from orchestrator.errors import (
     OrchestratorError,
     StreamBrokenError,
     TooLargeError,
+    UnknownNameError,
 )
 from orchestrator.ledger import Record, intent_record, outcome_record
 from orchestrator.prompts import Catalogue
@@ -110,6 +111,15 @@ class Recorder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, the question's vector, and what a second look has found already for it."""
+
+    plan: Plan
+    vector: Sequence[float] | None = None
+    found: SearchResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """Everything that a query passes through."""
 
@@ -124,8 +134,7 @@ class Pipeline:
 
     async def plan(self, query: Query) -> Plan:
         """What would be done with the query, without doing it."""
-        plan, _ = await self._plan(query, Clock())
-        return plan
+        return (await self._plan(query, Clock())).plan
 
     async def search(self, query: Query, *, mode: SearchMode = "hybrid", excerpts: bool = False) -> SearchResult:
         """The passages for a query, without asking a model."""
@@ -184,7 +193,8 @@ class Pipeline:
 
     async def _steps(self, query: Query, clock: Clock, run: Run) -> AsyncGenerator[Event]:
         check_query(query, self.settings)
-        plan, vector = await self._plan(query, clock)
+        planned = await self._plan(query, clock)
+        plan = planned.plan
         if plan.action != "answer":
             reply = self.catalogue.route(plan.route).reply or ""
             await self._begin(run, intent_record(query, plan))
@@ -192,7 +202,9 @@ class Pipeline:
             yield Delta(reply)
             yield await self._close(run, clock, Answer(query.id, reply, None, (), plan))
             return
-        found = await self._find(query, plan, vector, clock)
+        found = planned.found
+        if found is None:
+            found = await self._find(query, plan, planned.vector, clock)
         passages = found.passages
         contract = self.catalogue.contract(plan.contract or "")
         suffices = found.sufficiency is None or found.sufficiency >= plan.min_sufficiency
@@ -315,7 +327,7 @@ class Pipeline:
         self.serving.observe(served.trial, Signs(refused=refused, uncited=uncited, model_ms=model_ms))
         return checked
 
-    async def _plan(self, query: Query, clock: Clock) -> tuple[Plan, Sequence[float] | None]:
+    async def _plan(self, query: Query, clock: Clock) -> Planned:
         vector: Sequence[float] | None = None
         plan = self.router.plan(query)
         needs_vector = plan.retrieves or (query.route is None and not plan.reason.startswith("rule"))
@@ -324,7 +336,14 @@ class Pipeline:
             clock.mark("embed")
             plan = self.router.plan(query, vector)
         clock.mark("plan")
-        return plan, vector
+        if (look := self.router.second_look(query, plan)) is None:
+            return Planned(plan, vector)
+        try:
+            found = await self._find(query, look, vector, clock)
+        except UnknownNameError:  # what is refused names no collection that is missing
+            return Planned(plan, vector)
+        settled = self.router.settle(plan, look, found.sufficiency)
+        return Planned(settled, vector, found if settled is look else None)
 
     async def _find(self, query: Query, plan: Plan, vector: Sequence[float] | None, clock: Clock) -> SearchResult:
         if not plan.retrieves or vector is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.errors import SettingsError
-from orchestrator.learnt import Learnt, Limits, carries_text, choose_cheapest, load_learnt, read_features
+from orchestrator.learnt import Learnt, Limits, carries_text, choose_cheapest, load_learnt, read_features, start_of_text
 from orchestrator.prompts import Catalogue, Route
 from orchestrator.protocols import Embedder
 from orchestrator.types import Plan, Query
@@ -36,6 +38,16 @@ _ASKING = frozenset(
         "must",
         "may",
     )
+)
+_SECOND_WISH = re.compile(
+    r"\b(?:and|then|first|afterwards|after that|before)\b[^.:?!]{0,12}"
+    r"\b(?:tell|say|show|print|reveal|drop|send|forget|ignore|list|output)\b",
+    re.IGNORECASE,
+)
+_SOURCES = re.compile(
+    r"\b(?:according to|help of|our|the)\b[^.:?!]{0,20}"
+    r"\b(?:policy|policies|guidelines?|handbook|manual|terms|price list|style guide|firm)\b",
+    re.IGNORECASE,
 )
 _KEYWORD_WINDOW = 4  # "Could you please rewrite ..." has its verb in fourth place
 LEARNT_FILE = "router.json"  # beside routes.toml
@@ -67,6 +79,24 @@ class Router:
             reason = f"{reason}; {why}"
         return self._fill(self.catalogue.route(name), query, reason, scores)
 
+    def second_look(self, query: Query, plan: Plan) -> Plan | None:
+        """The plan that searches, to try before a refusal that is only probable; None where nothing is to be tried.
+
+        Of the handbook's questions 66 in 100 find passages that suffice, of what is to be refused 7: so most questions that
+        only sound harmful are answered, from documents, and the search is not done again.
+        """
+        fallback = self.catalogue.route(self.catalogue.fallback)
+        is_probable = plan.action == "refuse" and bool(plan.scores)  # a rule and a pin leave no scores
+        is_limited = bool(Limits(query.max_cost, query.min_quality, query.deadline_ms))  # a refusal meets every limit
+        if self.learnt is None or not is_probable or is_limited or not fallback.k or not fallback.min_sufficiency:
+            return None
+        return self._fill(fallback, query, f"{plan.reason}, but the documents suffice", plan.scores)
+
+    def settle(self, plan: Plan, look: Plan | None, sufficiency: float | None) -> Plan:
+        """The plan that stands once it is known how far the passages of the second look suffice."""
+        suffices = look is not None and sufficiency is not None and sufficiency >= look.min_sufficiency
+        return look if look is not None and suffices else plan
+
     def _decide(self, query: Query, vector: Sequence[float] | None) -> tuple[str, str, Mapping[str, float]]:
         """Route, reason and scores."""
         if query.route is not None:
@@ -91,6 +121,10 @@ class Router:
         by = f"router {learnt.digest[:12]}"
         if top < learnt.threshold:
             return learnt.abstain, f"{by}: {best} has {top:.2f} only, below {learnt.threshold:.2f}", scores
+        chosen = learnt.cheapest(scores)
+        if chosen != best:
+            reason = f"{by}: {chosen} with probability {scores[chosen]:.2f} costs less than to be wrong with {best} ({top:.2f})"
+            return chosen, reason, scores
         return best, f"{by}: {best} with probability {top:.2f}", scores
 
     def _meet(self, limits: Limits, decided: str, scores: Mapping[str, float], query: Query) -> tuple[str, str]:
@@ -164,6 +198,8 @@ def find_learnt(catalogue: Catalogue, folder: Path, named: Path | None, space: s
         return None
     learnt = load_learnt(path)
     fault = misfit(learnt, catalogue, space)
+    if named is None and learnt.catalogue != digest_routes(catalogue):
+        fault = fault or "it was fitted for other routes than those of routes.toml"
     if fault is None:
         return learnt
     if named is not None:
@@ -181,6 +217,15 @@ def misfit(learnt: Learnt, catalogue: Catalogue, space: str) -> str | None:
         return f"it knows routes that routes.toml has not: {missing}"
     unknown = sorted(name for name, route in catalogue.routes.items() if route.examples and name not in learnt.routes)
     return f"it was fitted without the routes {unknown}, which have examples" if unknown else None
+
+
+def digest_routes(catalogue: Catalogue) -> str:
+    """Names what decides in routes.toml: each route's rules and examples, and whether it searches or what it replies."""
+    rows = [
+        [name, route.k > 0, route.action, route.needs_text, route.keywords, route.patterns, route.examples]
+        for name, route in sorted(catalogue.routes.items())
+    ]
+    return hashlib.sha256(json.dumps([catalogue.fallback, rows]).encode()).hexdigest()
 
 
 async def open_router(
@@ -205,7 +250,7 @@ def _match_rule(route: Route, text: str) -> str | None:
         if re.search(pattern, text[:2000]):
             return f"rule of {route.name}: matches {pattern}"
     opening = [word.lower() for word in _WORD.findall(text[:200])[:_KEYWORD_WINDOW]]
-    for keyword in route.keywords:
+    for keyword in () if _wants_more(text) else route.keywords:
         if keyword in opening and _sets_task(opening[: opening.index(keyword)]) and carries_text(text):
             return f"rule of {route.name}: begins with {keyword!r} and carries its text"
     return None
@@ -214,3 +259,9 @@ def _match_rule(route: Route, text: str) -> str | None:
 def _sets_task(before: Sequence[str]) -> bool:
     """False when the words before the verb ask about it ("How do I classify ...")."""
     return not before or not (before[0] in _ASKING or {"i", "we"} & set(before))
+
+
+def _wants_more(text: str) -> bool:
+    """True when a second wish stands beside the task, or the task names sources: which of them counts is no rule's to say."""
+    head = text[: start_of_text(text)]
+    return _SECOND_WISH.search(text[:2000]) is not None or _SOURCES.search(head) is not None

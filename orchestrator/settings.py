@@ -45,6 +45,12 @@ class Settings:
     engine_api_key: str | None = _setting(None, "Key that the vLLM server asks for.", secret=True)
     engine_model: str = _setting("base", "Name under which the engine serves the base model.")
     engine_max_len: int = _setting(4096, "Longest prompt plus answer that the engine accepts, in tokens.")
+    strong_url: str | None = _setting(
+        None,
+        "OpenAI-compatible endpoint, with /v1, of a stronger model: `diagnose` asks it what the model in service gets wrong.",
+    )
+    strong_model: str | None = _setting(None, "Its name there.")
+    strong_api_key: str | None = _setting(None, "Its key.", secret=True)
     adapter_serving: Literal["auto", "runtime", "merged"] = _setting(
         "auto",
         "How the embedded engine serves the active adapter: `runtime`, `merged` into the base, or the faster (`auto`).",

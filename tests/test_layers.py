@@ -39,6 +39,7 @@ DOORS = {
     "gguf": {"launch.smollm2"},
     "jsonschema_rs": {"contract", "evaluation.score"},
     "langchain_core": {"langchain", "langchain_store"},
+    "matplotlib": {"evaluation.plots"},
     "numpy": {"learnt", "router", "knowledge", "behaviour", "evaluation", "langchain_store", "launch.minilm"},
     "onnx": {"launch.minilm"},
     "onnxruntime": {"knowledge.embed"},

@@ -27,6 +27,7 @@ _COMMANDS = {
     "eval": "evaluate",
     "diagnose": "diagnose",
     "advise": "advise",
+    "improve": "improve",
     "router": "router",
     "tenants": "tenants",
     "keys": "tenants",

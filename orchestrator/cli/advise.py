@@ -18,7 +18,7 @@ from orchestrator.evaluation.advise import Advice, Choice
 from orchestrator.evaluation.advise import advise as advise_on
 from orchestrator.evaluation.causes import Diagnosis
 from orchestrator.evaluation.costs import Range, load_costs
-from orchestrator.evaluation.evidence import Evidence, Given, gather, read_history, read_traffic
+from orchestrator.evaluation.evidence import Evidence, Given, Traffic, gather, read_asked, read_history, read_traffic
 from orchestrator.evaluation.money import BreakEven, Swing
 from orchestrator.settings import Settings
 
@@ -71,7 +71,7 @@ async def advise(
     """Say whether to fine-tune, to work on retrieval or to leave it, with expected gain, cost and confidence."""
     sheet = load_costs(costs, settings.prompts_dir)
     diagnosis = _read_diagnosis(diagnosis_path) if diagnosis_path else None
-    evidence = await _read_evidence(settings, collection or settings.collection, _given(**given))
+    evidence = await _read_evidence(settings, collection or settings.collection, _given(**given), diagnosis)
     advice = advise_on(evidence, sheet, diagnosis, months)
     output.emit(advice_fields(advice), lambda console: print_advice(console, advice))
 
@@ -87,12 +87,13 @@ def _read_diagnosis(path: Path) -> Diagnosis:
         raise InputError(f"{path} cannot be read: {error}", param="diagnosis") from error
 
 
-async def _read_evidence(settings: Settings, collection: str, given: Given) -> Evidence:
+async def _read_evidence(settings: Settings, collection: str, given: Given, diagnosis: Diagnosis | None) -> Evidence:
     now = datetime.now(UTC)
     async with open_database(settings) as database:
         traffic = await read_traffic(database, settings.tenant, now)
         history = await read_history(database, settings.tenant, collection, now)
-    return gather(traffic, history, given)
+        asked = await read_asked(database, settings.tenant, diagnosis.sha256, collection) if diagnosis else Traffic()
+    return gather(traffic, history, given, asked)
 
 
 def advice_fields(advice: Advice) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from orchestrator.app import Orchestrator
 from orchestrator.cli.evaluate_answers import eval_add, eval_compare, eval_list, eval_run, eval_show
 from orchestrator.cli.evaluate_models import eval_init, eval_judge
+from orchestrator.cli.evaluate_report import eval_report
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.evaluation.metrics import Mean
 from orchestrator.evaluation.run import keep_known, run_set
@@ -162,6 +163,6 @@ def _cell(value: Mean) -> str:
     return f"{value.value:.4f} ± {value.error:.4f}"
 
 
-for each in (eval_run, eval_compare, eval_list, eval_show, eval_add, eval_init, eval_judge):
+for each in (eval_run, eval_compare, eval_report, eval_list, eval_show, eval_add, eval_init, eval_judge):
     evaluations.add_command(each)
 eval = evaluations  # the command line finds a command under its name

@@ -16,11 +16,11 @@ from rich.table import Table
 from orchestrator.app import Orchestrator, open_database
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
-from orchestrator.evaluation.ask import PipelineAsker
+from orchestrator.evaluation.ask import CONCURRENCY, PipelineAsker
 from orchestrator.evaluation.collect import add_item, item_of_answer
 from orchestrator.evaluation.items import Change, Item, Outcome
 from orchestrator.evaluation.metrics import Difference, Interval
-from orchestrator.evaluation.read import read_items, sample, write_results
+from orchestrator.evaluation.read import read_items, sample, write_results, write_trec
 from orchestrator.evaluation.runs import Run, RunInfo, Runs, describe_system, refuse_other_sets
 from orchestrator.evaluation.summary import MEASURES, Summary, compare_runs, summarise
 from orchestrator.settings import Settings
@@ -40,6 +40,19 @@ LABELS = {
 FAILED_SHOWN = 20
 
 
+def out_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that write results for other tools."""
+    for option in (
+        click.option(
+            "--format", "form", type=click.Choice(["rows", "trec"]), default="rows", show_default=True,
+            help="JSON lines as ragas and deepeval name them, or a folder with run.txt and qrels.txt as trec_eval reads them.",
+        ),
+        click.option("--out", metavar="PATH", type=click.Path(path_type=Path), help="Write results for other tools."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 @click.command("run")
 @click.argument("set_path", metavar="SET", type=click.Path(exists=True, path_type=Path))
 @click.option("--collection", metavar="C", help="Collection; the configured one when not given.")
@@ -50,12 +63,14 @@ FAILED_SHOWN = 20
     "--limit", metavar="N", type=click.IntRange(1), help="Ask this many, always the same; all when not given."
 )
 @click.option(
-    "--concurrency", default=8, show_default=True, type=click.IntRange(1, 256), help="Questions asked at once."
+    "--concurrency",
+    default=CONCURRENCY,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Questions asked at once.",
 )
 @click.option("--fresh", is_flag=True, help="Ask everything anew, whatever earlier runs have found.")
-@click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write results as JSON lines (ragas, deepeval)."
-)
+@out_options
 @command
 async def eval_run(
     output: Output,
@@ -67,6 +82,7 @@ async def eval_run(
     concurrency: int,
     fresh: bool,
     out: Path | None,
+    form: str,
 ) -> None:
     """Ask the system every question of a set and judge its answers; stopped, the same command goes on.
 
@@ -87,7 +103,7 @@ async def eval_run(
                 name=name, fresh=fresh, progress=lambda done, total: update(done, total, f"{done} of {total}"),
             )  # fmt: skip
         if out:
-            await _write(runs, run, out)
+            await _write(runs, run, out, form)
     _emit(output, run)
 
 
@@ -113,17 +129,15 @@ async def eval_list(output: Output, settings: Settings, limit: int) -> None:
 @click.command("show")
 @click.argument("name", metavar="RUN")
 @click.option("--failed", is_flag=True, help="Show the questions that were answered wrong, and why.")
-@click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write results as JSON lines (ragas, deepeval)."
-)
+@out_options
 @command
-async def eval_show(output: Output, settings: Settings, name: str, failed: bool, out: Path | None) -> None:
+async def eval_show(output: Output, settings: Settings, name: str, failed: bool, out: Path | None, form: str) -> None:
     """Show what a run found, by its id or its name."""
     async with open_database(settings) as database:
         runs = Runs(database, settings.tenant)
         run = await runs.show(name)
         if out:
-            await _write(runs, run, out)
+            await _write(runs, run, out, form)
     _emit(output, run, failed)
 
 
@@ -143,9 +157,11 @@ async def eval_compare(output: Output, settings: Settings, before: str, after: s
     found: dict[str, tuple[Difference, float]] = {}
     for measure in MEASURES:
         try:
-            found[measure] = compare_runs(one.set.items, other.scores, one.scores, measure)
+            found[measure] = compare_runs(one.set.items, other.scores, one.scores, measure, len(one.set.faults))
         except InputError:
             continue  # no question says anything of it
+    if "correct" not in found:
+        raise InputError("neither run has asked a question of the set: there is nothing to compare", param="run")
     correct = found["correct"][0]
     moved = _moved(one, other)
 
@@ -179,6 +195,9 @@ async def eval_compare(output: Output, settings: Settings, before: str, after: s
 @click.option("--answer", "answers", multiple=True, metavar="TEXT", help="A right answer; may be given more than once.")
 @click.option("--unanswerable", is_flag=True, help="The documents do not answer it: a refusal is right.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="What it is about; may be given more than once.")
+@click.option(
+    "--question", default="", metavar="TEXT", help="The question in full, where it followed other turns or a filter."
+)
 @command
 async def eval_add(
     output: Output,
@@ -188,14 +207,15 @@ async def eval_add(
     answers: tuple[str, ...],
     unanswerable: bool,
     tags: tuple[str, ...],
+    question: str,
 ) -> None:
     """Add the question of a recorded answer to a set: right is what --answer says, or what people said of it."""
     if answers and unanswerable:
         raise InputError("a question has a right answer or none: give --answer or --unanswerable", param="answer")
     async with open_database(settings) as database:
         item = await item_of_answer(
-            database, answer_id, tenant=settings.tenant, answers=answers, unanswerable=unanswerable, tags=tags
-        )
+            database, answer_id, tenant=settings.tenant, answers=answers, unanswerable=unanswerable, tags=tags, question=question
+        )  # fmt: skip
     add_item(item, file)
     output.emit({"set": file, "item": item}, f"{item.id} is in {file}")
 
@@ -280,12 +300,15 @@ def print_summary(console: Console, run: Run, summary: Summary) -> None:
     console.print(f"run {run.info.id}", markup=False)
 
 
-async def _write(runs: Runs, run: Run, out: Path) -> None:
+async def _write(runs: Runs, run: Run, out: Path, form: str) -> None:
     """Results with the passages as they are stored now."""
+    if form == "trec":
+        write_trec(run.set, run.outcomes, run.info.name, out)
+        return
     whole = {
         name: replace(outcome, passages=tuple(await runs.passages(outcome))) for name, outcome in run.outcomes.items()
     }
-    write_results(run.set.items, whole, run.scores, out)
+    write_results(run.set, whole, run.scores, out)
 
 
 def _moved(one: Run, other: Run) -> dict[str, list[str]]:

@@ -14,13 +14,16 @@ from orchestrator.app import open_database
 from orchestrator.behaviour.distill import HttpTeacher
 from orchestrator.cli.output import Output, command
 from orchestrator.errors import ConflictError, InputError
-from orchestrator.evaluation.draft import ATTEMPTS, draft, pick_sources
-from orchestrator.evaluation.judge import Judge, calibrate, judge_run, judged_scores
+from orchestrator.evaluation.draft import ATTEMPTS, Nearest, Quota, draft, pick_sources
+from orchestrator.evaluation.judge import MIN_KAPPA, Judge, calibrate, judge_run, judged_scores, refuse_unlike_people
 from orchestrator.evaluation.read import write_items
 from orchestrator.evaluation.runs import Runs, read_corpus
 from orchestrator.evaluation.summary import summarise
 from orchestrator.knowledge.store import PgStore
 from orchestrator.settings import Settings
+from orchestrator.types import SearchRequest
+
+LOOKED_AT = 5  # passages that are asked before a question counts as unanswerable
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +42,18 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--collection", metavar="C", help="Collection; the configured one when not given.")
 @click.option(
-    "--questions", default=50, show_default=True, metavar="N", type=click.IntRange(1, 5000), help="Draft this many."
+    "--questions",
+    default=50,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1, 5000),
+    help="Draft this many that a document answers.",
+)
+@click.option(
+    "--unanswerable",
+    metavar="N",
+    type=click.IntRange(0, 5000),
+    help="Draft this many near them that no document answers; a fifth as many when not given.",
 )
 @model_options
 @command
@@ -49,6 +63,7 @@ async def eval_init(
     file: Path,
     collection: str | None,
     questions: int,
+    unanswerable: int | None,
     url: str,
     model: str,
     **options: Any,
@@ -59,29 +74,46 @@ async def eval_init(
             f"{file} is there already; name another file, or add to it with `orchestrator eval add`", param="file"
         )
     collection = collection or settings.collection
+    quota = Quota(questions, questions // 5 if unanswerable is None else unanswerable)
     async with open_database(settings) as database:
         corpus = await read_corpus(database, collection, settings.tenant)
         store = PgStore(database, tenant=settings.tenant)
         rows = await store.current_texts(collection, sorted(corpus.holds))
-    sources = pick_sources({row.external_id: (row.external_id, row.text) for row in rows}, questions * ATTEMPTS)
-    if not sources:
-        raise InputError(
-            f"no document of {collection!r} has a paragraph that is long enough to ask about", param="collection"
-        )
-    async with HttpTeacher.open(url, model, os.environ.get(options["key_env"])) as teacher:
-        with output.bar("drafting") as update:
-            found = await draft(
-                sources, teacher, questions, concurrency=options["concurrency"],
-                progress=lambda done, total: update(done, total, f"{done} of {total}"),
-            )  # fmt: skip
+        wanted = max(quota.answerable, quota.unanswerable) * ATTEMPTS
+        sources = pick_sources({row.external_id: (row.external_id, row.text) for row in rows}, wanted)
+        if not sources:
+            raise InputError(
+                f"no document of {collection!r} has a paragraph that is long enough to ask about", param="collection"
+            )
+        async with HttpTeacher.open(url, model, os.environ.get(options["key_env"])) as teacher:
+            with output.bar("drafting") as update:
+                found = await draft(
+                    sources, teacher, quota, nearest=_nearest(store, collection, settings.tenant),
+                    concurrency=options["concurrency"],
+                    progress=lambda done, total: update(done, total, f"{done} of {total}"),
+                )  # fmt: skip
     if not found.items:
         raise InputError(
             f"no draft held: {json.dumps(found.dropped)}. Take a stronger model, or write questions yourself"
         )
     write_items(found.items, file)
+    near = sum(not item.answerable for item in found.items)
     said = ", ".join(f"{reason} ({count})" for reason, count in found.dropped.items())
-    text = f"{len(found.items)} questions are in {file}{f'; dropped: {said}' if said else ''}"
-    output.emit({"set": file, "drafted": len(found.items), "dropped": found.dropped}, text)
+    text = (
+        f"{len(found.items)} questions are in {file}, {near} of them unanswerable{f'; dropped: {said}' if said else ''}"
+    )
+    fields = {"drafted": len(found.items), "unanswerable": near, "dropped": found.dropped}
+    output.emit({"set": file, **fields}, text)
+
+
+def _nearest(store: PgStore, collection: str, tenant: str) -> Nearest:
+    """Texts in which a question's words stand: a drafted question that one of them answers is not unanswerable."""
+
+    async def find(question: str) -> list[str]:
+        request = SearchRequest(question, (), collection, LOOKED_AT, tenant, mode="lexical")
+        return [passage.text for passage in await store.search(request)]
+
+    return find
 
 
 @click.command("judge")
@@ -93,12 +125,22 @@ async def eval_init(
     type=click.Path(exists=True, path_type=Path),
     help='What people say of answers of this run: lines {"id": ..., "right": true}, 20 at least.',
 )
+@click.option(
+    "--min-kappa",
+    default=MIN_KAPPA,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Agreement with people beyond chance (Cohen's kappa) below which the judge's scores are refused.",
+)
 @model_options
 @command
 async def eval_judge(
-    output: Output, settings: Settings, name: str, labels: Path, url: str, model: str, **options: Any
+    output: Output, settings: Settings, name: str, labels: Path, min_kappa: float, url: str, model: str, **options: Any
 ) -> None:
-    """Let a model judge a run's answers, each in both orders, and say how far it agrees with people. Failures count as wrong."""
+    """Let a model judge a run's answers, each in both orders, and say how far it agrees with people.
+
+    Where it fails or contradicts itself, the answer counts as wrong. A judge unlike people is refused.
+    """
     async with open_database(settings) as database:
         run = await Runs(database, settings.tenant).show(name)
     said = _labels(labels, run.outcomes)
@@ -109,6 +151,7 @@ async def eval_judge(
                 lambda done, total: update(done, total, f"{done} of {total}"),
             )  # fmt: skip
     agreement = calibrate(said, verdicts)
+    refuse_unlike_people(agreement, min_kappa)
     summary = summarise(run.set.items, run.outcomes, judged_scores(run.scores, verdicts), run.set.faults)
     correct = summary.measures["correct"]
     share = f"{correct.value:.1%} of {summary.n} questions are right ({correct.low:.3f} to {correct.high:.3f}), says {model}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, get_args
 
 from orchestrator.evaluation import causes
@@ -29,6 +30,7 @@ Remedy = Literal["retrieval", "behaviour", "model", "router", "label"]
 
 SAME = 0.05  # accuracies closer than this do not decide; money does
 WORTH = 0.02  # a gain that cannot be larger than this is no reason to do anything
+ENOUGH = math.ceil((Z95 / 2 / SAME) ** 2)  # questions after which any share is known within 5 points
 SWINGS = 3
 # What a layer's failures are mended by. Documents that are missing or stale are mended where retrieval is kept.
 REMEDY_OF: Mapping[causes.Layer, Remedy] = {
@@ -38,6 +40,14 @@ REMEDY_OF: Mapping[causes.Layer, Remedy] = {
 MENDED: Mapping[Option, tuple[Remedy, ...]] = {
     "prompt only": (), "retrieval": ("retrieval",), "adapter": ("behaviour",), "both": ("retrieval", "behaviour"),
     "larger model": ("model",), "long context": ("retrieval",), "full fine-tuning": ("behaviour",),
+}  # fmt: skip
+REMEDIES: tuple[Remedy, ...] = ("retrieval", "behaviour", "model", "router")
+GIVE: Mapping[str, str] = {
+    "queries_per_day": "--queries-per-day N", "changes_per_month": "--changes-per-month N", "needs_source": "--needs-source yes",
+}  # fmt: skip
+NAMED: Mapping[str, str] = {
+    "queries_per_day": "how many questions come in a day", "changes_per_month": "how often the documents change",
+    "needs_source": "whether an answer must show its source",
 }  # fmt: skip
 DOES: Mapping[Remedy, str] = {
     "retrieval": "mending retrieval",
@@ -89,8 +99,23 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """What has to be known before anything is advised: inputs that nobody measured or gave, and questions with known answers.
+
+    ``turns``: what would be advised at the ends of what is assumed, where these differ.
+    """
+
+    missing: tuple[str, ...]
+    more_questions: int
+    turns: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Advice:
-    """What to do. ``rival``: the next cheapest that is as good, or the next best; ``today``: accuracy as it was diagnosed."""
+    """What to do. ``rival``: the next cheapest that is as good, or the next best; ``today``: accuracy as it was diagnosed.
+
+    ``gap``: evidence that is too thin for the verdict to be more than a list of what to find out first.
+    """
 
     verdict: str
     option: Option
@@ -106,6 +131,7 @@ class Advice:
     months: float
     today: Interval | None = None
     doubt: Doubt | None = None
+    gap: Gap | None = None
 
     def choice(self, option: Option) -> Choice:
         """The row of one option."""
@@ -117,35 +143,90 @@ def advise(evidence: Evidence, sheet: CostSheet, diagnosis: Diagnosis | None = N
 
     Accuracies are ceilings: what an option can reach if it mends every failure that experiments laid at its door.
     """
-    work = evidence.workload
+    work = _standing(evidence, diagnosis)
     choices = tuple(_choice(option, work, sheet, diagnosis, months) for option in OPTIONS)
     option, rival = choose(choices)
     shares = _shares(diagnosis) if diagnosis else ()
     unsettled = doubt(choices, option, diagnosis) if diagnosis else None
-    # Without documents there is no knowledge that changes.
-    pairs: tuple[By, ...] = ("queries_per_day", "changes_per_month") if work.documents else ("queries_per_day",)
-    crossings = tuple(break_even(option, rival, work, sheet.likely, months, by) for by in pairs if rival is not None)
+    crossings = _crossings(option, rival, contenders(choices), work, sheet, months)
     swings = sensitivity(option, work, sheet, months, rival=rival, ranges=evidence.ranges)[:SWINGS]
     found = Advice(
-        "", option, rival, _questions(evidence), shares, choices, crossings, swings, _commands(option, diagnosis),
-        evidence.known, work, months, _today(diagnosis), unsettled,
+        "", option, rival, _questions(evidence), shares, choices, crossings, swings, (), evidence.known, work, months,
+        _today(diagnosis), unsettled, _gap(evidence, work, sheet, diagnosis, months),
     )  # fmt: skip
+    found = replace(found, commands=_commands(found, diagnosis))
     return replace(found, verdict=_verdict(found, evidence))
 
 
-def choose(choices: tuple[Choice, ...]) -> tuple[Option, Option | None]:
-    """The cheapest of those that are as accurate as the best, and what it is to be compared with.
-
-    Where some were measured, none is chosen on an assumption.
-    """
+def contenders(choices: tuple[Choice, ...]) -> list[Choice]:
+    """What may be chosen and is as accurate as the best of it, the cheapest first. Where some were measured, only these."""
     allowed = [each for each in choices if not each.excluded]
     possible = [each for each in allowed if each.source == "measured"] or allowed
     best = max(each.accuracy.likely for each in possible)
-    possible.sort(key=lambda each: each.estimate.total.likely)
     good = [each for each in possible if each.accuracy.likely >= best - SAME - 1e-9]
+    return sorted(good, key=lambda each: (each.estimate.total.likely, -each.accuracy.likely))
+
+
+def _crossings(
+    option: Option, rival: Option | None, good: list[Choice], work: Workload, sheet: CostSheet, months: float
+) -> tuple[BreakEven, ...]:
+    """Where the rival costs the same, and where any other that is as good does: there the verdict turns."""
+    # Without documents there is no knowledge that changes.
+    pairs: tuple[By, ...] = ("queries_per_day", "changes_per_month") if work.documents else ("queries_per_day",)
+    others = dict.fromkeys([rival, *(each.option for each in good)])
+    found = [
+        break_even(option, other, work, sheet.likely, months, by)
+        for other in others
+        for by in pairs
+        if other is not None and other != option
+    ]
+    return tuple(each for each in found if each.second == rival or each.at)
+
+
+def _standing(evidence: Evidence, diagnosis: Diagnosis | None) -> Workload:
+    """The workload. A system that was diagnosed stands, though no answer tells of its layers: it answers from its documents."""
+    work = evidence.workload
+    is_unknown = diagnosis is not None and not evidence.is_seen and not work.built
+    return replace(work, built=("retrieval",)) if is_unknown and work.documents else work
+
+
+def _gap(
+    evidence: Evidence, work: Workload, sheet: CostSheet, diagnosis: Diagnosis | None, months: float
+) -> Gap | None:
+    """What is missing. Without a diagnosis any input is; with one, those on which the choice turns within what is assumed."""
+    names = tuple(each.name for each in evidence.missing)
+    if diagnosis is None:
+        return Gap(names, ENOUGH) if names or work.built else None
+
+    def chosen(ends: tuple[float, ...]) -> Option:
+        moved = replace(work, **dict(zip(names, ends, strict=True)))  # type: ignore[arg-type]
+        return choose(tuple(_choice(option, moved, sheet, diagnosis, months) for option in OPTIONS))[0]
+
+    spans = ((each.range.low, each.range.likely, each.range.high) for each in evidence.missing)
+    turns = {chosen(ends) for ends in product(*spans)}
+    if len(turns) > 1:
+        return Gap(names, 0, tuple(option for option in OPTIONS if option in turns))
+    best = max((_gain(diagnosis, {remedy}) for remedy in REMEDIES), key=lambda each: each.value)
+    more = _more_questions(best) if best.value < WORTH else 0
+    return Gap((), more) if more else None
+
+
+def _more_questions(gain: Interval) -> int:
+    """How many more questions show, at the same share, that no more than 5 points can be won."""
+    n = gain.n
+    while wilson(gain.value * n, n).high > SAME:
+        n += 1 + n // 50
+    return n - gain.n
+
+
+def choose(choices: tuple[Choice, ...]) -> tuple[Option, Option | None]:
+    """The cheapest of those that are as accurate as the best, and what it is to be compared with: the next of them, else
+    the next best."""
+    good = contenders(choices)
     if len(good) > 1:
         return good[0].option, good[1].option
-    others = (each for each in possible if each not in good)
+    allowed = [each for each in choices if not each.excluded and each.option != good[0].option]
+    others = [each for each in allowed if each.source == good[0].source]
     next_best = max(others, key=lambda each: each.accuracy.likely, default=None)
     return good[0].option, next_best.option if next_best else None
 
@@ -264,12 +345,20 @@ def _questions(evidence: Evidence) -> tuple[Question, ...]:
     )
 
 
-def _commands(option: Option, diagnosis: Diagnosis | None) -> tuple[str, ...]:
+def _commands(found: Advice, diagnosis: Diagnosis | None) -> tuple[str, ...]:
     """What to type next: the commands of the bars, the largest gain first, or those that lead to a diagnosis."""
-    again = f"orchestrator diagnose {diagnosis.set if diagnosis else 'SET'} --write diagnosis.json"
+    missing = found.gap.missing if found.gap else ()
+    told = "".join(f" {GIVE[name]}" for name in missing)
     if diagnosis is None:
-        return again, "orchestrator advise --diagnosis diagnosis.json"
-    allowed = {*MENDED[option], "router", "label"}
+        return (
+            "orchestrator eval init SET --from URL --model MODEL",
+            "orchestrator diagnose SET --write diagnosis.json",
+            f"orchestrator advise --diagnosis diagnosis.json{told}",
+        )
+    again = f"orchestrator diagnose {diagnosis.set} --write diagnosis.json"
+    if missing:
+        return f"orchestrator advise --diagnosis FILE{told}", again
+    allowed = {*MENDED[found.option], "router", "label"}
     bars = sorted(diagnosis.bars, key=lambda bar: (-bar.gain.value, -bar.n))
     commands = [bar.command for bar in bars if REMEDY_OF[bar.layer] in allowed and bar.command]
     return tuple(dict.fromkeys([*commands, again]))
@@ -279,13 +368,16 @@ def _verdict(found: Advice, evidence: Evidence) -> str:
     """The sentence that is said first."""
     today, shares = found.today, found.shares
     if today is None:
-        return f"{_headline(found.option, found.workload)}: {_because(found, evidence)}"
+        said = f"{_headline(found.option, found.workload)}: {_because(found, evidence)}"
+        return f"{_thin(found.gap, found.workload)} On assumptions alone: {said}" if found.gap else said
     label = next((each for each in shares if each.remedy == "label"), None)
     if label and label.share.value > 0.5:
         return (
             f"Mend the set first: {label.share.value:.0%} of the failures are questions or labels that no change mends."
         )
     gains = sorted((each for each in shares if each.remedy != "label"), key=lambda each: -each.gain.value)
+    if found.gap:
+        return _thin(found.gap, found.workload) if found.gap.turns else _too_few(found.gap, today, gains)
     if found.doubt:
         return _undecided(found.doubt, gains, found.workload)
     if not gains or gains[0].gain.value < WORTH:
@@ -299,6 +391,34 @@ def _verdict(found: Advice, evidence: Evidence) -> str:
         lead = next((each for each in gains if each.remedy in MENDED[found.option]), gains[0])
         headline = _headline(found.option, found.workload)
     return f"{headline}: {lead.share.value:.0%} of the failures are {_named(lead.remedy)}; {_worths(gains)}."
+
+
+def _too_few(gap: Gap, today: Interval, gains: list[Share]) -> str:
+    """Hardly anything failed, and hardly anything was asked."""
+    most = gains[0].gain.high if gains else wilson(0, today.n).high
+    return (
+        f"Evidence is too thin to leave it: {_percent(today)} of {today.n:,} questions are right, and still up to "
+        f"{most * 100:.0f} points may be won; about {gap.more_questions:,} more questions settle it."
+    )
+
+
+def _thin(gap: Gap, work: Workload) -> str:
+    """What has to be found out first."""
+    missing = [f"{NAMED[name]} ({GIVE[name]})" for name in gap.missing]
+    unknown = f"nobody has measured or said {_listed(missing)}" if missing else ""
+    if gap.turns:
+        options = " or ".join(_article(option) for option in gap.turns)
+        return f"Evidence is too thin to advise: {unknown}, and on that it turns whether {options} is the choice."
+    judged = (
+        f"no answer of the system that runs was judged: ask it about {gap.more_questions:,} questions with known answers"
+        if work.built
+        else f"no answer was judged: {gap.more_questions:,} questions with known answers would tell"
+    )
+    return f"Evidence is too thin to advise: {'; '.join(part for part in (unknown, judged) if part)}."
+
+
+def _listed(parts: list[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
 def _undecided(unsettled: Doubt, gains: list[Share], work: Workload) -> str:
@@ -333,9 +453,13 @@ def _because(found: Advice, evidence: Evidence) -> str:
     cost = f"{bill.months:g} months cost {_usd(bill.total.likely)} ({_usd(bill.total.low)} to {_usd(bill.total.high)})"
     if found.rival:
         cost += f" against {_usd(found.choice(found.rival).estimate.total.likely)} for {_article(found.rival)}"
-    reasons = [*_deciding(work, evidence), f"{cost} at {work.queries_per_day:,.0f} questions a day"]
+    cost += f" at {work.queries_per_day:,.0f} questions a day"
+    if work.documents and work.changes_per_month and "adapter" not in layers_of(found.option, work):
+        cost += f"; full fine-tuning, {_usd(found.choice('full fine-tuning').estimate.total.likely)}"
+    reasons = [*_deciding(work, evidence), cost]
     accuracy = (
-        f"Accuracy ({chosen.accuracy.low:.0%} to {chosen.accuracy.high:.0%}) is assumed, not measured: run a diagnosis."
+        f"Accuracy ({chosen.accuracy.low:.0%} to {chosen.accuracy.high:.0%}) is assumed, not measured: before the money is "
+        f"spent, try it on {ENOUGH} questions with known answers and run a diagnosis."
     )
     return f"{'; '.join(reasons)}. {accuracy}"
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from orchestrator.behaviour.canary import Signs, Trial
+from orchestrator.behaviour.distill import Teacher
 from orchestrator.contract import Contract
+from orchestrator.engine import request_body
 from orchestrator.errors import EngineUnavailableError, InputError, OrchestratorError
 from orchestrator.evaluation.items import Change, Item, Outcome
 from orchestrator.evaluation.tune import NO_HURRY_S
 from orchestrator.knowledge.retrieve import Retriever
-from orchestrator.ledger import Record
+from orchestrator.ledger import Record, canonical
 from orchestrator.pipeline import Pipeline, Searcher, Served, Serving
 from orchestrator.prompts import Catalogue, load_catalogue
 from orchestrator.resources import folder
@@ -32,13 +38,17 @@ from orchestrator.types import (
     Usage,
 )
 
-CONCURRENCY = 8
+CONCURRENCY = 16  # as many as the embedded engine works on at once; 1 to 32 measured in docs/howto/diagnose.md
 UNCHANGED = Change()
+_FENCE = re.compile(r"\s*```\w*\n(.*?)\n?```\s*$", re.DOTALL)
 Price = Callable[[Usage, str], float | None]  # tokens and adapter ("" for the base) to money
 
 
 class PipelineAsker:
-    """Asks an open system. ``strong``: the stronger model of ``Change(engine="strong")``; ``price``: what an answer costs."""
+    """Asks an open system. ``strong``: the stronger model of ``Change(engine="strong")``; ``price``: what an answer costs.
+
+    ``memory``: what the model wrote before, so that the same prompt is not sent twice; ``Change(anew=True)`` looks past it.
+    """
 
     def __init__(
         self,
@@ -49,12 +59,14 @@ class PipelineAsker:
         strong: Served | None = None,
         price: Price | None = None,
         concurrency: int = CONCURRENCY,
+        memory: Memory | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._collection = collection
         self._tenant = tenant or pipeline.settings.tenant
         self._strong = strong
         self._price = price
+        self._memory = memory
         self._gate = asyncio.Semaphore(concurrency)
 
     async def ask(self, item: Item, change: Change = UNCHANGED) -> Outcome:
@@ -147,7 +159,7 @@ class PipelineAsker:
             catalogue=catalogue,
             router=replace(self._pipeline.router, catalogue=catalogue),
             searcher=ChangedSearcher(_reranked(self._pipeline.searcher, change.rerank), change, seen),
-            serving=ChangedServing(self._pipeline.serving, change, self._strong),
+            serving=ChangedServing(self._pipeline.serving, change, self._strong, self._memory),
             ledger=Unrecorded(seen),
         )
 
@@ -189,8 +201,10 @@ class ChangedSearcher:
         return found
 
     async def mark_changes(self, request: SearchRequest, citations: Sequence[Citation]) -> tuple[Citation, ...]:
-        """As the system does."""
-        return await self.inner.mark_changes(request, citations)
+        """As the system does; a passage that was made of a quote is of no stored document."""
+        stored = [each for each in citations if each.document_id]
+        marked = iter(await self.inner.mark_changes(request, stored) if stored else ())
+        return tuple(next(marked) if each.document_id else each for each in citations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +214,7 @@ class ChangedServing:
     inner: Serving
     change: Change
     strong: Served | None
+    memory: Memory | None = None
 
     async def resolve(self, adapter: str | None, key: str | None = None) -> Served:
         """Raises what serving raises, and InputError when there is no stronger model."""
@@ -210,6 +225,9 @@ class ChangedServing:
         else:
             served = await self.inner.resolve(adapter, key)
         served = replace(served, trial=None)
+        if self.memory is not None and not self.change.anew:
+            where = "strong" if self.change.engine == "strong" else ""
+            served = replace(served, engine=Remembering(served.engine, self.memory, where))
         return replace(served, engine=Free(served.engine)) if self.change.constrained is False else served
 
     def observe(self, trial: Trial | None, signs: Signs) -> None:
@@ -231,6 +249,132 @@ class Free:
         async with aclosing(self._inner.stream(replace(generation, schema=None, grammar=None))) as pieces:
             async for piece in pieces:
                 yield piece
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the engine's own."""
+        return getattr(self._inner, name)
+
+
+class Taught:
+    """A model behind any OpenAI-compatible endpoint as an engine: it is told the contract's schema, and no grammar."""
+
+    def __init__(self, teacher: Teacher, model: str) -> None:
+        self._teacher = teacher
+        self._model = model
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[str | Completion]:
+        """The whole text at once, out of its fence. Raises EngineError. Its tokens are not counted."""
+        messages = [{"role": each.role, "content": each.content} for each in generation.messages]
+        text = await self._teacher.complete(messages, generation.schema)
+        text = fenced.group(1) if (fenced := _FENCE.match(text)) else text.strip()
+        yield text
+        yield Completion(text, "stop", self._model)
+
+    async def count_tokens(self, messages: Sequence[Mapping[str, str]], model: str) -> int:
+        """A third of the characters: its tokenizer is not known, and none needs more on text."""
+        return sum(len(each["content"]) for each in messages) // 3 + 1
+
+    async def models(self) -> list[str]:
+        """Its name."""
+        return [self._model]
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Raises InputError: it takes no adapter of ours."""
+        raise InputError(f"{self._model} takes no adapter; it is asked as it is", param="engine")
+
+    async def unload_adapter(self, name: str) -> None:
+        """There is none."""
+
+    async def is_ready(self) -> bool:
+        """It is taken to be."""
+        return True
+
+    async def aclose(self) -> None:
+        """Who opened the teacher closes it."""
+
+
+Written = tuple[tuple[str, ...], Completion]  # the deltas as they came, and the end
+
+
+class Memory:
+    """What the model wrote, by the hash of all that was sent to it; with ``file`` (JSON lines) also of an earlier process.
+
+    A model that is asked without sampling says the same again but for rounding, so a replay that sends what was sent
+    before need not wait for it. Failures are not kept.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._known: dict[str, asyncio.Future[Written | None]] = {}
+        self._lines: dict[str, list[Any]] = {}
+        if file is not None and file.exists():
+            whole = (line for line in file.read_text("utf-8").split("\n") if line.endswith("]"))
+            self._lines = {row[0]: row for row in map(json.loads, whole)}
+        self.asked = 0  # times that the model was asked
+
+    def find(self, key: str) -> asyncio.Future[Written | None] | None:
+        """What was written, or is being written now; None when it must be asked for."""
+        if key not in self._known and key in self._lines:
+            _, text, reason, model, *tokens = self._lines[key]
+            self.begin(key).set_result(((text,), Completion(text, reason, model, Usage(*tokens))))
+        return self._known.get(key)
+
+    def begin(self, key: str) -> asyncio.Future[Written | None]:
+        """A place for what is being written: who asks for the same meanwhile waits for it."""
+        self._known[key] = asyncio.get_running_loop().create_future()
+        return self._known[key]
+
+    def keep(self, key: str, pieces: Sequence[str], completion: Completion) -> None:
+        """Hands it to all who wait, and writes it down."""
+        self._known[key].set_result((tuple(pieces), completion))
+        if self._file is not None:
+            usage = completion.usage
+            row = [key, completion.text, completion.finish_reason, completion.model,
+                   usage.prompt_tokens, usage.completion_tokens]  # fmt: skip
+            with self._file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+
+    def drop(self, key: str) -> None:
+        """Nothing came of it: who waits asks for himself."""
+        self._known.pop(key).set_result(None)
+
+
+class Remembering:
+    """An engine that is asked only for what the memory does not hold. ``where`` tells engines apart that share names."""
+
+    def __init__(self, inner: Any, memory: Memory, where: str = "") -> None:
+        self._inner = inner
+        self._memory = memory
+        self._where = where
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[str | Completion]:
+        """As the engine would; raises what the engine raises."""
+        sent = canonical([self._where, request_body(generation)])
+        key = hashlib.sha256(sent.encode()).hexdigest()
+        while (found := self._memory.find(key)) is not None:
+            written = await asyncio.shield(found)
+            if written is None:
+                continue
+            for piece in written[0]:
+                yield piece
+            yield written[1]
+            return
+        self._memory.begin(key)
+        self._memory.asked += 1
+        pieces: list[str] = []
+        kept = False
+        try:
+            async with aclosing(self._inner.stream(generation)) as events:
+                async for event in events:
+                    if isinstance(event, Completion):
+                        self._memory.keep(key, pieces, event)
+                        kept = True
+                    else:
+                        pieces.append(event)
+                    yield event
+        finally:
+            if not kept:
+                self._memory.drop(key)
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the engine's own."""
@@ -259,18 +403,34 @@ class Unrecorded:
 
 
 def _changed_catalogue(catalogue: Catalogue, change: Change) -> Catalogue:
-    """The routes with another threshold or adapter, or the package's own prompts; a stronger model has no adapter of ours."""
+    """The routes with another threshold or adapter, or as the package has them; a stronger model has no adapter of ours."""
     values: dict[str, Any] = {}
     if change.min_sufficiency is not None:
         values["min_sufficiency"] = change.min_sufficiency
     if change.adapter is not None or change.engine == "strong":
         values["adapter"] = None if change.engine == "strong" else change.adapter or None
-    prompts = catalogue.prompts
     if change.prompt == "shipped":
-        shipped = load_catalogue(folder("prompts")).prompts
-        prompts = {name: shipped.get(name, prompt) for name, prompt in prompts.items()}
+        catalogue = _as_shipped(catalogue)
     routes = {name: replace(route, **values) for name, route in catalogue.routes.items()}
-    return replace(catalogue, routes=routes, prompts=prompts)
+    return replace(catalogue, routes=routes)
+
+
+def _as_shipped(catalogue: Catalogue) -> Catalogue:
+    """Routes that the package has as well ask as it does: its prompts, contracts and adapters, in place of the user's."""
+    shipped = _package()
+    routes = {
+        name: replace(route, prompt=own.prompt, contract=own.contract, adapter=own.adapter)
+        if (own := shipped.routes.get(name)) is not None
+        else route
+        for name, route in catalogue.routes.items()
+    }
+    prompts = {**catalogue.prompts, **shipped.prompts}
+    return replace(catalogue, routes=routes, prompts=prompts, contracts={**catalogue.contracts, **shipped.contracts})
+
+
+@cache
+def _package() -> Catalogue:
+    return load_catalogue(folder("prompts"))
 
 
 def _reranked(searcher: Searcher, rerank: bool | None) -> Searcher:

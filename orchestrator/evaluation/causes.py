@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from orchestrator.errors import InputError
+from orchestrator.evaluation.metrics import Interval as Interval  # the type of its figures
 from orchestrator.evaluation.metrics import wilson
 
 Cause = Literal[
@@ -33,6 +34,22 @@ LAYER_OF: Mapping[Cause, Layer] = {
     "beyond_the_model": "model",
     "bad_label": "label",
 }
+# Each cause in plain words.
+MEANINGS: Mapping[Cause, str] = {
+    "knowledge_missing": "the documents do not say it",
+    "stale": "only a version says it that does not hold at that time",
+    "chunked_apart": "the passage was cut apart",
+    "not_retrieved": "the search did not find the passage",
+    "ranked_out": "found, but ranked too low to be shown",
+    "ignored_in_context": "shown to the model, and not used",
+    "contract_broken": "the answer broke its form",
+    "wrong_citation": "a right answer with a wrong source",
+    "false_refusal": "refused though it can be answered",
+    "missed_refusal": "answered though it cannot be answered",
+    "routed_wrong": "sent down the wrong route",
+    "beyond_the_model": "more than this model can do",
+    "bad_label": "the question or its expected answer is at fault",
+}
 # What addresses each cause. Capitals are for the reader to fill in; SET and COLLECTION are filled in where they are known.
 COMMANDS: Mapping[Cause, str] = {
     "knowledge_missing": "orchestrator ingest PATH --collection COLLECTION",
@@ -46,18 +63,9 @@ COMMANDS: Mapping[Cause, str] = {
     "false_refusal": "orchestrator search QUESTION --collection COLLECTION --explain",
     "missed_refusal": "orchestrator train --data FILE --name NAME --collection COLLECTION",
     "routed_wrong": "orchestrator plan QUESTION",
-    "beyond_the_model": "orchestrator adapters measure NAME --eval FILE",
+    "beyond_the_model": "orchestrator diagnose SET --strong-url URL --strong-model MODEL",
     "bad_label": "orchestrator ask QUESTION --explain",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A share of questions with its 95 % interval (Wilson)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +95,21 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A replay of one question: what was changed, whether that mended it, and what was said."""
+
+    change: str
+    mended: bool
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """Why the questions of a run failed. ``accuracy``: share that is right, with a right source where the item names one.
 
     ``causes``: by question, in the order in which they must be mended; two where one change did not mend it.
     ``unsteady``: right when asked again unchanged, so nothing is blamed. ``notes``: by question, what the verdict rests on.
-    ``calls``: of the model, by this diagnosis; ``run_calls``: by the run that it explains.
+    ``calls``: of the model, by this diagnosis; ``run_calls``: by the run that it explains. ``trails``: what was tried.
     """
 
     set: str
@@ -106,6 +123,7 @@ class Diagnosis:
     notes: Mapping[str, str] = field(default_factory=dict)
     calls: int = 0
     run_calls: int = 0
+    trails: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
 
     def layers(self, item: str) -> tuple[Layer, ...]:
         """The layers that a failed question accuses, each once."""
@@ -126,6 +144,7 @@ class Diagnosis:
                 "ceilings": tuple(_ceiling(each) for each in row["ceilings"]),
                 "causes": {item: tuple(_known(cause) for cause in each) for item, each in row["causes"].items()},
                 "unsteady": tuple(row["unsteady"]),
+                "trails": {item: tuple(Step(**step) for step in each) for item, each in row.get("trails", {}).items()},
             }
             return cls(**row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -170,8 +189,7 @@ def draw_ceilings(causes: Mapping[str, Sequence[Cause]], right: int, n: int) -> 
 
 def share_of(count: int, n: int) -> Interval:
     """The share with Wilson's interval; of nothing, 0 with the interval from 0 to 1."""
-    found = wilson(count, n)
-    return Interval(found.value, found.low, found.high)
+    return wilson(count, n)
 
 
 def _known(cause: str) -> Cause:

@@ -26,16 +26,24 @@ async def item_of_answer(
     answers: Sequence[str] = (),
     unanswerable: bool = False,
     tags: Sequence[str] = (),
+    question: str = "",
 ) -> Item:
     """The question as it was asked, with ``answers``, or else with what people said of the answer: accepted, or corrected.
 
-    An accepted answer's citations are the gold. Raises UnknownNameError without such an answer, InputError when nobody
-    has said what is right.
+    An accepted answer's citations are the gold. ``question``: in place of one that is none by itself, as it followed other
+    turns or was asked of some of the documents. Raises UnknownNameError without such an answer, InputError when nobody has
+    said what is right.
     """
     record = await show_answer(database, answer_id, tenant)
     intent, said = record["intent"] or {}, record["outcome"].get("answer") or {}
     plan = intent.get("plan") or {}
-    item = Item(answer_id, intent.get("question", ""), as_of=end_of(plan.get("as_of")), tags=tuple(tags))
+    if not question and (intent.get("history") or plan.get("where") or plan.get("known_at")):
+        raise InputError(
+            f"{answer_id} was asked behind other turns, with a filter, or of what was known then: asked alone it is another "
+            "question. Write it out with --question",
+            param="question",
+        )
+    item = Item(answer_id, question or intent.get("question", ""), as_of=end_of(plan.get("as_of")), tags=tuple(tags))
     if unanswerable:
         return replace(item, answerable=False)
     if answers:

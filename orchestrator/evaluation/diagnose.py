@@ -5,34 +5,35 @@ asks no model); a replay asks the model once. The walk ends at the first replay 
 
 | stage | made perfect | by | named when the replay is right |
 |---|---|---|---|
-| chance | nothing | one replay | nobody: it is listed as unsteady |
 | label | the label | look-up: the quoted words stand in the gold document and do not say it | bad_label |
 | route | the item's route, else the one that most right questions took | one replay | routed_wrong |
 | refusal | (an unanswerable question was answered) | look-up | missed_refusal |
 | knowledge | the gold version is there and holds now | look-up, then its words first of those shown | knowledge_missing, stale |
-| retrieval | the gold passage is first of those shown | search, 100 deep; one replay | chunked_apart, not_retrieved, ranked_out |
+| retrieval | the gold passage is first, or in its own company | search; 1-2 replays | chunked_apart, not_retrieved, ranked_out |
 | gate | the threshold of sufficiency is 0 | one replay, if the question was refused unasked | false_refusal |
 | context | the gold passage is shown alone | one replay | ignored_in_context, or by its sign |
-| behaviour | constrained decoding, each other adapter, the shipped prompt; then all | a replay each, gold alone | by its sign |
+| behaviour | constrained decoding, each other adapter, as shipped; all | a replay each, gold alone; then as shown | by its sign |
 | route | every other route, when the item names none | a replay each | routed_wrong |
 | model | a stronger model with gold alone | one replay, when there is one | beyond_the_model |
+| chance | nothing, once something mended it | one replay | nobody, when it comes right: it is listed as unsteady |
 
 By its sign: contract_broken when the output broke its contract, false_refusal when it refused, wrong_citation when the text
 is right and no right source is named, else ignored_in_context. A sign is read where all above it is perfect.
 
 Two causes. A look-up that found a fault is a cause whatever a later stage adds: without it there is no right answer. So a
-question whose gold passage was not found, and which that passage does not mend, keeps the cause and walks on with the passage;
-it has both causes when a later stage mends it. A route that had to be changed first is asked for once more without that
-change, and is left out when the rest mends the question by itself. A question with a bad label is judged from there on by
-whether its answer stands in the quoted words, so that a fault behind the bad label is seen as well.
+question whose gold passage was not found, and which that passage does not mend (first, in its company, or alone), keeps the
+cause and walks on with the passage; it has both causes when a later stage mends it. A route that had to be changed first is
+asked for once more without that change, and is left out when the rest mends the question by itself. A question with a bad
+label is judged from there on by whether its answer stands in the quoted words, so that a fault behind the bad label is seen
+as well.
 
 When nothing mends it: contract_broken if the output still breaks its contract; bad_label if the gold passage does not say the
 label, if the judge says that the answer is right, or if two models agree on other words of the gold passage; else
 beyond_the_model, which is noted as untested when no stronger model was asked.
 
 Cost: each failed question may ask the model ``times`` x calls of the run / failed questions, so the whole never exceeds
-``times`` the run; what easy questions leave goes to those that ran out. Where that is under six calls the replay for chance is
-left out. The weakest point is a model that fails at
+``times`` the run; what easy questions leave goes to those that ran out. A remedy (an adapter, a prompt) that mended none of the
+first 20 questions is not tried on the others. The weakest point is a model that fails at
 random: it may come right in a replay by chance, and then the change that was on trial is blamed.
 """
 
@@ -53,68 +54,32 @@ from orchestrator.evaluation.causes import (
     Ceiling,
     Diagnosis,
     Interval,
+    Step,
     draw_bars,
     draw_ceilings,
     share_of,
 )
-from orchestrator.evaluation.gold import Evidence, is_gold, says, stands_in, weigh
+from orchestrator.evaluation.gold import Evidence, is_gold, says, stands_in, weigh, words
 from orchestrator.evaluation.items import Asker, Change, Item, ItemSet, Judgement, Outcome, Score
-from orchestrator.prompts import Catalogue
-from orchestrator.types import Adapter, Passage
+from orchestrator.evaluation.remedies import Remedies, remedies_of
+from orchestrator.types import Passage
 
 __all__ = [
-    "COMMANDS", "LAYER_OF", "Bar", "Cause", "Ceiling", "Diagnosis", "Interval", "Remedies", "diagnose", "is_right",
+    "COMMANDS", "LAYER_OF", "Bar", "Cause", "Ceiling", "Diagnosis", "Interval", "Remedies", "Step", "diagnose", "is_right",
     "remedies_of",
 ]  # fmt: skip
 
-TIMES = 4.0  # calls of the model, at most, for each call of the run
-CHANCE_FROM = 6  # calls that a question must have before one is spent on asking it again unchanged
-DEEP = 100
-ADAPTERS = 2  # beside the one in service that are tried, the newest first
+HOPELESS = (
+    20  # questions in vain after which a remedy is given up: it mends at most 16 % of such questions (95 %, Wilson)
+)
+UNTESTED = "no stronger model was asked"
+PLAIN = Remedies()
+SAID = 120  # characters of an answer that a trail keeps
 UNASKED = frozenset({"no_passages", "passages_too_long", "passages_insufficient"})
 
 Scorer = Callable[[Item, Outcome], Score]
 Judge = Callable[[Item, Outcome], Awaitable[Judgement]]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Remedies:
-    """What there is to try. ``adapters``: others than the one in service ("" is the base); ``routes``: that answer.
-
-    ``shown``: passages that a route shows; ``prompt``: whether the shipped prompt is to be tried.
-    """
-
-    adapters: tuple[str, ...] = ()
-    routes: tuple[str, ...] = ()
-    prompt: bool = False
-    strong: bool = False
-    shown: int = 5
-    deep: int = DEEP
-    times: float = TIMES
-    concurrency: int = 16
-
-    def behaviour(self, *, is_broken: bool) -> list[Change]:
-        """The changes of how the model is asked; constrained decoding for a contract that was broken."""
-        changes = [Change("constrained", constrained=True)] * is_broken
-        changes += [Change("adapter", adapter=name) for name in self.adapters]
-        return changes + [Change("shipped prompt", prompt="shipped")] * self.prompt
-
-
-def remedies_of(catalogue: Catalogue, adapters: Sequence[Adapter], *, strong: bool = False) -> Remedies:
-    """What there is to try in a system: adapters of its routes that are not in service, the base, and its other routes."""
-    routes = [route for route in catalogue.routes.values() if route.action == "answer"]
-    forms = {(route.prompt, route.contract) for route in routes if route.collection}
-    served = {route.adapter for route in routes} - {None}
-    others = [
-        each.served_name
-        for each in adapters
-        if (each.prompt, each.contract) in forms and not (each.state == "active" and each.name in served)
-    ]
-    base = ("",) if any(each.state == "active" and each.name in served for each in adapters) else ()
-    shown = max((route.k for route in routes if route.collection), default=5)
-    names = tuple(route.name for route in routes)
-    return Remedies((*others[:ADAPTERS], *base), names, strong=strong, shown=shown or 5)
 
 
 def is_right(score: Score) -> bool:
@@ -130,7 +95,7 @@ async def diagnose(
     archive: Archive,
     score: Scorer,
     *,
-    remedies: Remedies = Remedies(),
+    remedies: Remedies = PLAIN,
     judge: Judge | None = None,
     collection: str = "COLLECTION",
     progress: Progress | None = None,
@@ -147,7 +112,7 @@ async def diagnose(
     bench = _Bench(asker, score, remedies, judge, asyncio.Semaphore(remedies.concurrency))
     usual = _usual_route(outcomes[item.id] for item in items if item.id in right and item.gold)
     inquiries = [_Inquiry(item, outcomes[item.id], bench, allowance, usual) for item in failed]
-    done = 0
+    done, total = 0, len(inquiries)
 
     async def walk(inquiry: _Inquiry) -> None:
         nonlocal done
@@ -156,7 +121,7 @@ async def diagnose(
         await inquiry.walk(weigh(inquiry.item, held, asked.snapshot))
         done += 1
         if progress:
-            progress(min(done, len(inquiries)), len(inquiries))
+            progress(done, total)
 
     waiting = inquiries
     while waiting:
@@ -168,6 +133,7 @@ async def diagnose(
         left = int(remedies.times * run_calls) - sum(each.calls for each in inquiries)
         if not waiting or left < len(waiting):
             break
+        total += len(waiting)
         for inquiry in waiting:
             inquiry.allowance = inquiry.calls + left // len(waiting)
     causes: dict[str, tuple[Cause, ...]] = {each.item.id: each.causes for each in inquiries if each.causes}
@@ -180,6 +146,7 @@ async def diagnose(
         asked.name, asked.sha256, n, share_of(len(right), n),
         draw_bars(causes, n, set=asked.name, collection=collection), draw_ceilings(causes, len(right), n), causes,
         tuple(each.item.id for each in inquiries if not each.causes), notes, sum(each.calls for each in inquiries), run_calls,
+        {each.item.id: each.trail() for each in inquiries},
     )  # fmt: skip
 
 
@@ -192,6 +159,17 @@ class _Bench:
     remedies: Remedies
     judge: Judge | None
     room: asyncio.Semaphore
+    tallies: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each remedy: tried, mended
+
+    def count(self, remedy: str, mended: bool) -> None:
+        """Keeps how often a remedy was tried, and how often it mended a question."""
+        tried, good = self.tallies.get(remedy, (0, 0))
+        self.tallies[remedy] = tried + 1, good + mended
+
+    def is_hopeless(self, remedy: str) -> bool:
+        """Whether it mended none of the first questions that it was tried on: it is not paid for on the others."""
+        tried, good = self.tallies.get(remedy, (0, 0))
+        return tried >= HOPELESS and not good
 
 
 @dataclass(slots=True)
@@ -207,9 +185,11 @@ class _Inquiry:
     note: str = ""
     calls: int = 0
     is_starved: bool = False
+    is_mended: bool = True  # by some change, or there was nothing to mend
     outcome: Outcome = field(init=False)  # as served, or with the right route
     base: Change = field(default_factory=Change)  # what had to be changed before anything else could be seen
     mislabelled: bool = False
+    deep: tuple[Passage, ...] = ()  # what a deep search found
     evidence: Evidence = field(default_factory=Evidence)
     tried: list[tuple[Change, Outcome]] = field(default_factory=list)
     scores: dict[int, tuple[Outcome, Score]] = field(default_factory=dict)
@@ -217,15 +197,15 @@ class _Inquiry:
     async def walk(self, evidence: Evidence) -> None:
         """Finds ``causes`` and ``note``; a second walk, with more calls, asks only what the first could not."""
         self.evidence, self.outcome, self.base = evidence, self.served, Change()
-        self.is_starved = False
+        self.is_starved, self.is_mended = False, True
         self._name()
         self.mislabelled = self._nothing_to_judge_by() or evidence.agrees is False
         if self.mislabelled and (not self.item.gold or self._is_mended(self.outcome)):
             self._name("bad_label", note="the gold document does not say the label")
             return
-        if await self._comes_right_by_chance():
-            return
         await self._walk_stages()
+        if self.causes and self.is_mended and await self._comes_right_by_chance():
+            return
         if self.mislabelled and "bad_label" not in self.causes:
             seen = [cause for cause in self.causes if cause != "beyond_the_model"]
             self._name(*seen, "bad_label", note="the gold document does not say the label")
@@ -250,8 +230,15 @@ class _Inquiry:
             if self._is_mended(best):
                 await self._settle(await self._of_cut(found), self._with_gold(around))
                 return
+            beside = replace(self.base, name="gold passage in its company", passages=self._company())
+            if beside.passages and await self._mends(beside, (found,)):
+                return
             outcome = best
         await self._in_behaviour([found] if found else [], outcome)
+
+    def trail(self) -> tuple[Step, ...]:
+        """What was tried, in order."""
+        return tuple(Step(change.name, self._is_mended(outcome), _said(outcome)) for change, outcome in self.tried)
 
     # stages
 
@@ -260,16 +247,15 @@ class _Inquiry:
         return item.answerable and not (item.answers or item.contains or item.pattern or item.gold)
 
     async def _comes_right_by_chance(self) -> bool:
-        """Asked again as it was: what is right then accuses nobody."""
-        again = Change("again")
-        was_left_out = bool(self.tried) and self.tried[0][0] != again
-        if self.allowance < CHANCE_FROM or was_left_out:
+        """Asked again as it was: what is right then accuses nobody. Where no change mended it, chance would not either."""
+        again = Change("again", anew=True)
+        if self.calls >= self.allowance and not any(change == again for change, _ in self.tried):
             return False
         outcome = await self._replay(again)
-        if outcome is not None and self._is_mended(outcome):
-            self.note = "right when it was asked again"
-            return True
-        return False
+        if outcome is None or not self._is_mended(outcome):
+            return False
+        self._name(note="right when it was asked again")
+        return True
 
     def _suspect_route(self) -> str | None:
         """The usual route, for a question about documents that was served without any."""
@@ -322,7 +308,7 @@ class _Inquiry:
             return None, shown
         if not self.evidence.whole and self.item.gold:
             return "chunked_apart", shown
-        deep = await self._search(self.bench.remedies.deep)
+        self.deep = deep = await self._search(self.bench.remedies.deep)
         gold = next((passage for passage in deep if is_gold(passage, self.item, self.evidence)), None)
         if not self.item.gold:
             return self._unnamed(shown, gold), shown
@@ -365,7 +351,9 @@ class _Inquiry:
         alone = await self._replay(gold) if self.evidence.passages else None
         signs = [outcome, *([alone] if alone else [])]
         if alone is not None and self._is_mended(alone):
-            await self._settle((*before, _sign(signs[0], self)), gold)
+            # A search that finds nothing but the gold passage is a perfect one: the passages beside it were its fault too.
+            by_search = bool(before) and all(LAYER_OF[cause] in ("knowledge", "retrieval") for cause in before)
+            await self._settle(before if by_search else (*before, _sign(signs[0], self)), gold)
             return
         start = gold if alone is not None else self.base
         sign = _sign(signs[-1], self) if _is_broken(signs[-1]) or signs[-1].refused else _sign(signs[0], self)
@@ -376,21 +364,35 @@ class _Inquiry:
                 return
         singles = self.bench.remedies.behaviour(is_broken=any(_is_broken(each) for each in signs))
         together = [reduce(_both, singles)] if len(singles) > 1 else []
-        for change in [*singles, *together]:
-            if await self._mends(_both(start, change), [*before, sign]):
+        trials = [_both(start, change) for change in [*singles, *together]]
+        if not before and start is not self.base:
+            # A model that reads its passage among others need not read it alone.
+            trials += [_both(replace(self.base, name="as shown"), change) for change in singles]
+        for trial in trials:
+            if self.bench.is_hopeless(trial.name):
+                continue
+            mended = await self._mends(trial, [*before, sign])
+            self.bench.count(trial.name, mended)
+            if mended:
                 return
-        if self.item.route is None and not before and await self._another_route(self.bench.remedies.routes, keep=False):
+        if self.item.route is None and not before and await self._another_route(self._routes(), keep=False):
             return
         strong = replace(start, name="a stronger model", engine="strong")
         if self.bench.remedies.strong and await self._mends(strong, [*before, "beyond_the_model"]):
             return
         await self._nothing_mends(before, sign)
 
+    def _routes(self) -> list[str]:
+        """Routes that could serve it: what stands in a document is not found by one that looks nothing up."""
+        remedies = self.bench.remedies
+        return [name for name in remedies.routes if not (self.item.gold and name in remedies.closed)]
+
     async def _nothing_mends(self, before: list[Cause], sign: Cause) -> None:
+        self.is_mended = False
         cited = next((each for _, each in self.tried if self._is_right_text(each)), None)
-        # An adapter that may not serve this route says nothing of the model.
-        tried = [each for _, each in self.tried if not each.error.startswith("invalid_request")]
-        last = tried[-1] if tried else self.outcome
+        # What another adapter or model made of it, or one that may not serve this route, says nothing of the one in service.
+        ours = [each for change, each in self.tried if change.adapter is None and change.engine is None]
+        last = ours[-1] if ours else self.outcome
         if cited is not None:
             self._name(*before, "wrong_citation", note="right in a replay, but for its source")
         elif _is_broken(last) or (not self.tried and _is_broken(self.outcome)):
@@ -399,12 +401,22 @@ class _Inquiry:
             self.note = f"it could not be asked: {last.error[:200]}; see `orchestrator doctor`"
         elif not self.tried and sign != "ignored_in_context":
             self._name(*before, sign, note="by its sign; there were no calls left to try it")
+        elif before and self.evidence.told is False and not self.mislabelled:
+            self._name(*before, note="the document was changed since the set was frozen, and does not give the answer")
         elif reason := await self._doubts_label():
             self._name(*(before if self.mislabelled else ()), "bad_label", note=reason)
         else:
-            note = "" if self.bench.remedies.strong else "not tested on a stronger model"
+            note = self._strength()
             note = "there were no calls left to try everything" if self.is_starved else note
             self._name(*before, "beyond_the_model", note=note)
+
+    def _strength(self) -> str:
+        """Why a stronger model proves nothing here; empty when it was asked and failed as well."""
+        asked = [outcome for change, outcome in self.tried if change.engine == "strong"]
+        if not asked:
+            return UNTESTED
+        failed = asked[-1].error and not asked[-1].error.startswith("contract")
+        return f"the stronger model could not be asked: {asked[-1].error[:200]}" if failed else ""
 
     async def _doubts_label(self) -> str:
         """Why the label is not to be believed; empty when it is."""
@@ -425,7 +437,8 @@ class _Inquiry:
             if any(_same(one, other) and any(stands_in(one.text, each.text) for each in shown) for other in strong):
                 return "two models agree on other words of the gold passage"
         last = self.tried[-1][1] if self.tried else self.outcome
-        judged = await self.bench.judge(self.item, last) if self.bench.judge and _is_answer(last) else "unsure"
+        asked = self.outcome if _is_answer(self.outcome) else last
+        judged = await self.bench.judge(self.item, asked) if self.bench.judge and _is_answer(asked) else "unsure"
         return "the judge calls the answer right" if judged == "right" else ""
 
     # replays
@@ -472,6 +485,18 @@ class _Inquiry:
         width = max(len(others), len(gold))
         name = "gold passage first" if rest else "gold passage alone"
         return replace(self.base, name=name, passages=(*gold, *rest)[:width])
+
+    def _company(self) -> tuple[Passage, ...]:
+        """The gold passage among what a good search would show with it: its document's own chunks, else the found passages
+        that say most of the question. Where it was not shown, what was shown in its place is no company of its own.
+        """
+        gold = self.evidence.passages
+        if len(self.evidence.document) > len(gold):
+            return self.evidence.document
+        asked = set(words(self.item.question))
+        others = [each for each in self.deep if not is_gold(each, self.item, self.evidence)]
+        others.sort(key=lambda each: -len(asked & set(words(each.text))))
+        return (*gold, *others)[: max(self.bench.remedies.shown, len(gold))] if others else ()
 
     def _is_mended(self, outcome: Outcome) -> bool:
         """Right by the label; where the label is bad, an answer that stands in the quoted words."""
@@ -520,6 +545,11 @@ def _kinds(outcome: Outcome) -> set[str]:
 
 def _is_answer(outcome: Outcome) -> bool:
     return bool(outcome.text) and not outcome.refused and not outcome.error
+
+
+def _said(outcome: Outcome) -> str:
+    said = outcome.error or ("(refused)" if outcome.refused else outcome.text)
+    return said if len(said) <= SAID else f"{said[: SAID - 3]}..."
 
 
 def _same(one: Outcome, other: Outcome) -> bool:

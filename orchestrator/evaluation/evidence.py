@@ -83,14 +83,20 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The workload at its likely values, and how each of them is known."""
+    """The workload at its likely values, and how each of them is known. ``is_seen``: answers say which layers stand already."""
 
     workload: Workload
     known: tuple[Known, ...]
+    is_seen: bool = False
 
     def of(self, name: str) -> Known:
         """How one input is known. Raises KeyError."""
         return {each.name: each for each in self.known}[name]
+
+    @property
+    def missing(self) -> tuple[Known, ...]:
+        """Inputs that a person or a measurement has to give and has not."""
+        return tuple(each for each in self.known if each.source == "assumed" and each.flag)
 
     @property
     def ranges(self) -> Mapping[str, Range]:
@@ -107,16 +113,14 @@ async def read_traffic(database: Database, tenant: str, now: datetime, days: int
     served = [each for each in (_served(json.loads(row.intent), json.loads(row.outcome)) for row in rows) if each]
     span = (now.date() - min(counts)).days + 1 if counts else 0
     by_day = tuple(counts.get(now.date() - timedelta(days=back), 0) for back in reversed(range(span)))
-    return Traffic(
-        by_day,
-        len(served),
-        cited=sum(each.is_cited for each in served),
-        retrieved=sum(each.is_retrieved for each in served),
-        adapted=sum(each.is_adapted for each in served),
-        prompt_tokens=_mean([each.prompt_tokens for each in served]),
-        passage_tokens=_mean([each.passage_tokens for each in served]),
-        completion_tokens=_mean([each.completion_tokens for each in served]),
-    )
+    return _traffic(by_day, served)
+
+
+async def read_asked(database: Database, tenant: str, sha256: str, collection: str) -> Traffic:
+    """What the latest run over a set says of the system that it asked; of traffic it says nothing. Raises DatabaseError."""
+    values = {"sha256": sha256, "collection": collection, "limit": SAMPLE}
+    rows = await database.of(tenant).fetch(statement("outcomes-of-latest-run"), **values)
+    return _traffic((), [each for each in (_asked(json.loads(row.outcome)) for row in rows) if each])
 
 
 async def read_history(
@@ -138,27 +142,30 @@ async def read_history(
     )
 
 
-def gather(traffic: Traffic, history: History, given: Given = Given()) -> Evidence:
-    """The workload: what was given, else what was measured, else an assumption that says so."""
+def gather(traffic: Traffic, history: History, given: Given = Given(), asked: Traffic = Traffic()) -> Evidence:
+    """The workload: what was given, else what was measured, else an assumption that says so.
+
+    ``asked``: what an evaluation showed of the system; where there is no traffic, it says what stands and how long prompts are.
+    """
     queries = _queries(traffic, given)
-    built, documents = _built(traffic, history), _documents(traffic, history)
-    changes, source = _changes(traffic, history, given, documents), _needs_source(traffic, given, documents)
-    passages = traffic.passage_tokens * traffic.sample / traffic.retrieved if traffic.retrieved else None
+    seen = traffic if traffic.sample else asked
+    built, documents = _built(seen), _documents(seen, history)
+    changes, source = _changes(seen, history, given, documents), _needs_source(traffic, given, documents)
+    passages = seen.passage_tokens * seen.sample / seen.retrieved if seen.retrieved else None
     start = Workload(queries.range.likely, built=built)
     workload = replace(
         start,
-        prompt_tokens=max(1.0, traffic.prompt_tokens - traffic.passage_tokens)
-        if traffic.sample
-        else start.prompt_tokens,
+        prompt_tokens=max(1.0, seen.prompt_tokens - seen.passage_tokens) if seen.sample else start.prompt_tokens,
         passage_tokens=start.passage_tokens if passages is None else passages,
-        completion_tokens=traffic.completion_tokens if traffic.sample else start.completion_tokens,
+        completion_tokens=seen.completion_tokens if seen.sample else start.completion_tokens,
         documents=documents,
         corpus_tokens=history.characters / CHARACTERS_PER_TOKEN if documents else 0,
         changes_per_month=changes.range.likely,
         documents_per_change=history.changed / history.changes if history.changes else 1.0,
         needs_source=source.range.likely,
     )
-    return Evidence(workload, (queries, changes, source, *_tokens(workload, traffic)))
+    tokens = _tokens(workload, seen, "answers" if traffic.sample else "answers of an evaluation")
+    return Evidence(workload, (queries, changes, source, *tokens), seen.sample > 0)
 
 
 def _queries(traffic: Traffic, given: Given) -> Known:
@@ -211,18 +218,14 @@ def _needs_source(traffic: Traffic, given: Given, documents: float) -> Known:
     return Known(name, Range(0.0, 1.0 if documents else 0.0, 1.0 if documents else 0.0), "assumed", seen, flag)
 
 
-def _tokens(workload: Workload, traffic: Traffic) -> list[Known]:
-    source: Source = "measured" if traffic.sample else "assumed"
-    note = (
-        f"mean of the latest {traffic.sample:,} answers"
-        if traffic.sample
-        else "the ledger has no answer to count them in"
-    )
+def _tokens(workload: Workload, seen: Traffic, what: str) -> list[Known]:
+    source: Source = "measured" if seen.sample else "assumed"
+    note = f"mean of the latest {seen.sample:,} {what}" if seen.sample else "the ledger has no answer to count them in"
     names = ("prompt_tokens", "passage_tokens", "completion_tokens")
     return [Known(name, _exactly(getattr(workload, name)), source, note) for name in names]
 
 
-def _built(traffic: Traffic, history: History) -> tuple[Layer, ...]:
+def _built(traffic: Traffic) -> tuple[Layer, ...]:
     shares: tuple[tuple[Layer, int], ...] = (("retrieval", traffic.retrieved), ("adapter", traffic.adapted))
     return tuple(layer for layer, count in shares if traffic.sample and count / traffic.sample >= MIN_SHARE)
 
@@ -258,6 +261,35 @@ def _served(intent: Mapping[str, Any], outcome: Mapping[str, Any]) -> _Served | 
         usage["prompt_tokens"],
         min(characters / CHARACTERS_PER_TOKEN, usage["prompt_tokens"]),
         usage["completion_tokens"],
+    )
+
+
+def _asked(outcome: Mapping[str, Any]) -> _Served | None:
+    """One answer of an evaluation; None when it failed or no model was asked."""
+    usage = outcome["usage"]
+    if outcome["error"] or not usage["prompt_tokens"]:
+        return None
+    characters = sum(passage["span"][1] - passage["span"][0] for passage in outcome["passages"])
+    return _Served(
+        bool(outcome["cited"]),
+        bool(outcome["passages"]),
+        outcome["adapter"] is not None,
+        usage["prompt_tokens"],
+        min(characters / CHARACTERS_PER_TOKEN, usage["prompt_tokens"]),
+        usage["completion_tokens"],
+    )
+
+
+def _traffic(by_day: tuple[int, ...], served: Sequence[_Served]) -> Traffic:
+    return Traffic(
+        by_day,
+        len(served),
+        cited=sum(each.is_cited for each in served),
+        retrieved=sum(each.is_retrieved for each in served),
+        adapted=sum(each.is_adapted for each in served),
+        prompt_tokens=_mean([each.prompt_tokens for each in served]),
+        passage_tokens=_mean([each.passage_tokens for each in served]),
+        completion_tokens=_mean([each.completion_tokens for each in served]),
     )
 
 

@@ -18,6 +18,19 @@ from (
 ) i
 join answers o on o.tenant = %(tenant)s and o.answer_id = i.answer_id and o.kind = 'outcome';
 
+-- name: outcomes-of-latest-run
+-- What the system showed of itself when the set was last asked: an evaluation is not in the ledger.
+select outcome from eval_results
+where tenant_id = current_tenant() and run_id = (
+    select r.id from eval_runs r
+    join eval_sets s on s.id = r.set_id and s.tenant_id = r.tenant_id
+    where r.tenant_id = current_tenant() and s.sha256 = %(sha256)s and s.collection = %(collection)s
+    order by r.started_at desc, r.id desc
+    limit 1
+)
+order by item_id
+limit %(limit)s;
+
 -- name: corpus-size
 -- What holds now, and since when the documents are known: the first finite begin of a version, or the first document.
 select count(distinct d.id) filter (where v.is_current) as documents,

@@ -1,7 +1,9 @@
 """Plants known faults in a system, alone and in pairs, and counts how often the diagnosis names the layer they are in.
 
 A fault wraps what asks and what is stored, so that it is planted in a made-up system and in a real one alike, and nothing has
-to be ingested again. What counts as planted: questions that were right before, and are wrong with the fault.
+to be ingested again. What counts as planted: questions that were right before, are wrong with the fault, and that the fault
+struck: their document is gone, their passage no longer shown, their label another. A question that the fault did not strike, and
+whose answer tipped over because something else was shown beside its passage, is counted apart (``Row.tipped``).
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ import asyncio
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from orchestrator.citations import find_quote
@@ -22,11 +24,11 @@ from orchestrator.evaluation.causes import LAYER_OF, Cause, Diagnosis, Interval,
 from orchestrator.evaluation.diagnose import Judge, Remedies, Scorer, diagnose, is_right
 from orchestrator.evaluation.gold import Held, Piece, stands_in
 from orchestrator.evaluation.items import Asker, Change, Item, ItemSet, Outcome
+from orchestrator.evaluation.score import holds_gold
 from orchestrator.types import Passage
 
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 MARGIN = 20  # passages that are searched beyond those shown, because some are taken away
-Say = Callable[[str], None]
 UNCHANGED = Change()
 NOTHING_MORE = Remedies()
 
@@ -49,6 +51,9 @@ class Plant:
     layer: Layer
     into: Callable[[System], System]
     is_inner: bool = False  # it stands in for what asks, so it is planted before one that wraps it
+    strikes: Callable[[System, Item], bool] | None = (
+        None  # which questions it is meant for; None: see ``_Trial.struck``
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Row:
     """What was named where one fault or a pair was planted. ``named``: layers joined by + to questions.
 
     ``right``: exactly the layers that are broken for the question were named; ``first``: the first of them is broken.
+    ``wrong``: the other questions, with what was named and tried. ``tipped``: layers named of questions that it did not strike.
     """
 
     planted: str
@@ -63,17 +69,24 @@ class Row:
     named: Mapping[str, int]
     right: Interval
     first: Interval
-    wrong: tuple[str, ...] = ()
+    wrong: Mapping[str, str] = field(default_factory=dict)
     calls: float = 0.0  # of the diagnosis, for each call of the run
+    tipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The confusion of planted faults with named layers. ``healthy``: what the diagnosis says where nothing was planted."""
+    """The confusion of planted faults with named layers. ``healthy``: what the diagnosis says where nothing was planted.
+
+    ``nothing``: questions that were right, and wrong when all was asked once more with nothing planted; nobody is to blame.
+    ``again``: what the diagnosis says of that second run.
+    """
 
     healthy: Diagnosis
     singles: tuple[Row, ...]
     pairs: tuple[Row, ...] = ()
+    nothing: Row | None = None
+    again: Diagnosis | None = None
 
     def share(self, rows: Sequence[Row]) -> Interval:
         """Of all questions of these rows, the share that is right."""
@@ -163,7 +176,7 @@ def delete(share: float = 0.3) -> Plant:
         chosen = _documents(system, "delete", share)
         return _stored(system, chosen, _without(chosen), lambda held: replace(held, counts=False, holds=False))
 
-    return Plant("delete", "knowledge", into)
+    return Plant("delete", "knowledge", into, strikes=_of_documents("delete", share))
 
 
 def corrupt(share: float = 0.3) -> Plant:
@@ -181,7 +194,7 @@ def corrupt(share: float = 0.3) -> Plant:
 
         return _stored(system, chosen, sift, alter)
 
-    return Plant("corrupt", "knowledge", into)
+    return Plant("corrupt", "knowledge", into, strikes=_of_documents("corrupt", share))
 
 
 def future_date(share: float = 0.3) -> Plant:
@@ -191,7 +204,7 @@ def future_date(share: float = 0.3) -> Plant:
         chosen = _documents(system, "future", share)
         return _stored(system, chosen, _without(chosen), lambda held: replace(held, holds=False, valid_from=FUTURE))
 
-    return Plant("future-date", "knowledge", into)
+    return Plant("future-date", "knowledge", into, strikes=_of_documents("future", share))
 
 
 def cut(share: float = 0.3) -> Plant:
@@ -202,16 +215,16 @@ def cut(share: float = 0.3) -> Plant:
         secrets = _secrets(system, chosen)
 
         def sift(item: Item, found: tuple[Passage, ...]) -> tuple[Passage, ...]:
-            halves = [_halves(each, secrets.get(each.external_id, ())) for each in found]
-            return tuple([pair[0] for pair in halves[:3]] + [half for pair in halves[3:] for half in pair]
-                         + [half for pair in halves[:3] for half in pair[1:]])  # fmt: skip
+            parts = [_parts(each, secrets.get(each.external_id, ())) for each in found]
+            return tuple([each[0] for each in parts[:3]] + [part for each in parts[3:] for part in each]
+                         + [part for each in parts[:3] for part in each[1:]])  # fmt: skip
 
         def alter(held: Held) -> Held:
             return replace(held, pieces=_split(held, secrets[held.external_id]))
 
         return _stored(system, chosen, sift, alter)
 
-    return Plant("cut", "retrieval", into)
+    return Plant("cut", "retrieval", into, strikes=_of_documents("cut", share))
 
 
 def drop_lexical() -> Plant:
@@ -315,23 +328,31 @@ async def confuse(
     remedies: Remedies = NOTHING_MORE,
     judge: Judge | None = None,
     with_pairs: bool = True,
-    say: Say | None = None,
+    pairs: Collection[frozenset[str]] = (),
+    twice: Asker | None = None,
+    say: Callable[[Row], None] = lambda row: None,
 ) -> Matrix:
-    """Diagnoses the system as it is, with each fault, and with each pair of them."""
-    say = say or (lambda _: None)
+    """Diagnoses the system as it is, with each fault, and with each pair of them; with ``pairs`` of names, with those only.
+
+    ``twice``: the same system, asked anew each time: once more with nothing planted, to see what chance alone accuses.
+    """
     trial = _Trial(score, remedies, judge)
     healthy, outcomes = await trial.run(system)
     trial.sound = {item.id for item in system.asked.items if is_right(score(item, outcomes[item.id]))}
+    nothing, again = await trial.nothing(replace(system, asker=twice)) if twice else (None, None)
+    if nothing:
+        say(nothing)
     singles, failing = [], {}
     for plant in plants:
         row, failing[plant.name] = await trial.single(system, plant)
         singles.append(row)
-        say(describe(row))
-    pairs = []
+        say(row)
+    doubles = []
     for one, other in combinations(plants, 2) if with_pairs else ():
-        pairs.append(await trial.pair(system, (one, other), failing))
-        say(describe(pairs[-1]))
-    return Matrix(healthy, tuple(singles), tuple(pairs))
+        if not pairs or frozenset((one.name, other.name)) in pairs:
+            doubles.append(await trial.pair(system, (one, other), failing))
+            say(doubles[-1])
+    return Matrix(healthy, tuple(singles), tuple(doubles), nothing, again)
 
 
 @dataclass(slots=True)
@@ -349,11 +370,30 @@ class _Trial:
         )
         return found, outcomes
 
+    async def nothing(self, system: System) -> tuple[Row, Diagnosis]:
+        """The system as it is, once more: what is wrong now and was right before failed by chance."""
+        found, outcomes = await self.run(system)
+        failing = [item.id for item in system.asked.items if item.id in self.sound]
+        failing = [name for name in failing if not is_right(self.score(_item(system, name), outcomes[name]))]
+        return self._row("nothing", found, {name: [set()] for name in failing}), found
+
     async def single(self, system: System, plant: Plant) -> tuple[Row, set[str]]:
         planted = plant.into(system)
         found, outcomes = await self.run(planted)
         failing = await self._failing(planted, outcomes)
-        return self._row(plant.name, found, {item: [{plant.layer}] for item in failing}), set(failing)
+        struck = [item for item in failing if await self.struck(system, plant, item)]
+        tipped = [item for item in failing if item not in struck]
+        return self._row(plant.name, found, {item: [{plant.layer}] for item in struck}, tipped), set(struck)
+
+    async def struck(self, system: System, plant: Plant, name: str) -> bool:
+        """Whether the fault did to the question what it is for; a search that finds other passages must lose the gold one."""
+        item = _item(system, name)
+        if plant.strikes is not None:
+            return plant.strikes(system, item)
+        if plant.layer != "retrieval":
+            return True
+        before, after = await system.asker.search(item), await plant.into(system).asker.search(item)
+        return holds_gold(item, before[: system.shown]) and not holds_gold(item, after[: system.shown])
 
     async def pair(self, system: System, plants: tuple[Plant, Plant], failing: Mapping[str, set[str]]) -> Row:
         """Which of the two a question fails by is known from the faults alone: by either, by both, or only by both at once."""
@@ -361,33 +401,52 @@ class _Trial:
         planted = other.into(one.into(system))
         found, outcomes = await self.run(planted)
         truth: dict[str, list[set[Layer]]] = {}
-        for item in await self._failing(planted, outcomes):
-            broken = {plant.layer for plant in plants if item in failing[plant.name]} or {one.layer, other.layer}
+        failed = await self._failing(planted, outcomes)
+        for item in failed:
+            broken = {plant.layer for plant in plants if item in failing[plant.name]}
+            broken = broken or {plant.layer for plant in plants if await self.struck(system, plant, item)}
+            if not broken:
+                continue
             truth[item] = [broken]
             # Nobody can see how a document would be ranked that is not there.
             truth[item] += [{"knowledge"}] if broken == {"knowledge", "retrieval"} else []
-        return self._row(f"{one.name} + {other.name}", found, truth)
+        return self._row(f"{one.name} + {other.name}", found, truth, [item for item in failed if item not in truth])
 
     async def _failing(self, system: System, outcomes: Mapping[str, Outcome]) -> list[str]:
         failing = []
         for item in system.asked.items:
             if item.id in self.sound and not is_right(self.score(item, outcomes[item.id])):
                 failing.append(item)
-        again = await _all(system.asker.ask(item, Change("again")) for item in failing)
+        again = await _all(system.asker.ask(item, Change("again", anew=True)) for item in failing)
         pairs = zip(failing, again, strict=True)
         return [item.id for item, outcome in pairs if not is_right(self.score(item, outcome))]
 
-    def _row(self, name: str, found: Diagnosis, truth: Mapping[str, Sequence[set[Layer]]]) -> Row:
+    def _row(
+        self, name: str, found: Diagnosis, truth: Mapping[str, Sequence[set[Layer]]], tipped: Iterable[str] = ()
+    ) -> Row:
         named = {item: found.layers(item) for item in truth}
         right = [item for item in truth if set(named[item]) in truth[item]]
-        first = [item for item in truth if named[item] and any(named[item][0] in each for each in truth[item])]
+        first = [item for item in truth if any(each.issuperset(named[item][:1]) for each in truth[item])]
+        first = [item for item in first if named[item] or item in right]
         counted = Counter("+".join(named[item]) or "nobody" for item in truth)
         n = len(truth)
-        wrong = tuple(item for item in truth if item not in right)
+        wrong = {item: _tried(found, item) for item in truth if item not in right}
         return Row(
             name, n, dict(counted.most_common()), share_of(len(right), n), share_of(len(first), n), wrong,
             found.calls / found.run_calls if found.run_calls else 0.0,
+            dict(Counter("+".join(found.layers(item)) or "nobody" for item in tipped).most_common()),
         )  # fmt: skip
+
+
+def _tried(found: Diagnosis, item: str) -> str:
+    steps = (
+        f"{step.change}: {'mended' if step.mended else 'wrong'}, {step.said!r}" for step in found.trails.get(item, ())
+    )
+    return "; ".join((" + ".join(found.causes.get(item, ("nobody",))), found.notes.get(item, ""), *steps))
+
+
+def _item(system: System, name: str) -> Item:
+    return next(item for item in system.asked.items if item.id == name)
 
 
 async def _all(asked: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
@@ -397,11 +456,15 @@ async def _all(asked: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
 
 def describe(row: Row) -> str:
     """One line of the confusion matrix."""
-    named = ", ".join(f"{name} {count}" for name, count in row.named.items()) or "-"
+    named = _listed("", row.named) or "-"
     return (
         f"{row.planted:<28} {row.n:4}  right {row.right.value:6.1%} ({row.right.low:.1%} to {row.right.high:.1%})  "
-        f"first {row.first.value:6.1%}  {row.calls:.2f} calls  {named}"
+        f"first {row.first.value:6.1%}  {row.calls:.2f} calls  {named}{_listed('; not struck: ', row.tipped)}"
     )
+
+
+def _listed(before: str, counts: Mapping[str, int]) -> str:
+    return before + ", ".join(f"{name} {count}" for name, count in counts.items()) if counts else ""
 
 
 def causes_of(found: Diagnosis) -> dict[Cause, int]:
@@ -432,6 +495,10 @@ def _stored(
     )
 
 
+def _of_documents(fault: str, share: float) -> Callable[[System, Item], bool]:
+    return lambda system, item: bool({gold.external_id for gold in item.gold} & _documents(system, fault, share))
+
+
 def _documents(system: System, fault: str, share: float) -> set[str]:
     names = {gold.external_id for item in system.asked.items for gold in item.gold}
     return {name for name in names if _chance(fault, name) < share}
@@ -451,13 +518,12 @@ def _secrets(system: System, chosen: set[str]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(dict.fromkeys(words)) for name, words in found.items()}
 
 
-def _spans(text: str, secrets: Sequence[str]) -> list[tuple[int, int]]:
-    spans = []
+def _spans(text: str, secrets: Sequence[str]) -> set[tuple[int, int]]:
+    """Every place of the secrets."""
+    spans = {span for secret in secrets if (span := find_quote(text, secret))}
     for secret in secrets:
-        if span := find_quote(text, secret):
-            spans.append(span)
-        else:
-            spans += [match.span() for match in re.finditer(re.escape(secret), text, re.IGNORECASE)]
+        spread = r"\s+".join(re.escape(word) for word in secret.split())  # a line may break between two words
+        spans |= {match.span() for match in re.finditer(spread, text, re.IGNORECASE)}
     return spans
 
 
@@ -468,28 +534,37 @@ def _blacked(text: str, secrets: Sequence[str]) -> str:
     return text
 
 
-def _halves(passage: Passage, secrets: Sequence[str]) -> list[Passage]:
-    middles = [(start + end) // 2 for start, end in _spans(passage.text, secrets)]
-    if not middles:
-        return [passage]
-    first, at = passage.span[0], middles[0]
+def _middles(text: str, secrets: Sequence[str]) -> list[int]:
+    """A place in the middle of each secret; of one within another the shorter is cut, or it would stay whole."""
+    kept: list[tuple[int, int]] = []
+    for start, end in sorted(_spans(text, secrets), key=lambda span: (span[1] - span[0], span)):
+        if all(end <= other[0] or other[1] <= start for other in kept):
+            kept.append((start, end))
+    return sorted((start + end) // 2 for start, end in kept)
+
+
+def _parts(passage: Passage, secrets: Sequence[str]) -> list[Passage]:
+    """The passage as it is found when its chunk was cut in the middle of each secret."""
+    piece = Piece(passage.chunk_id, (0, len(passage.text)), passage.paragraph)
+    first = passage.span[0]
     return [
-        replace(passage, text=passage.text[:at], span=(first, first + at)),
-        replace(passage, chunk_id=-passage.chunk_id, text=passage.text[at:], span=(first + at, passage.span[1])),
+        replace(passage, chunk_id=part.chunk_id, text=passage.text[start:end], span=(first + start, first + end))
+        for part in _cut_at(piece, _middles(passage.text, secrets))
+        for start, end in (part.span,)
     ]
 
 
 def _split(held: Held, secrets: Sequence[str]) -> tuple[Piece, ...]:
-    pieces = list(held.pieces)
-    for start, end in _spans(held.text, secrets):
-        middle = (start + end) // 2
-        for piece in [each for each in pieces if each.span[0] < middle < each.span[1]]:
-            at = pieces.index(piece)
-            pieces[at : at + 1] = [
-                replace(piece, span=(piece.span[0], middle)),
-                replace(piece, chunk_id=-piece.chunk_id, span=(middle, piece.span[1])),
-            ]
-    return tuple(pieces)
+    middles = _middles(held.text, secrets)
+    return tuple(part for piece in held.pieces for part in _cut_at(piece, middles))
+
+
+def _cut_at(piece: Piece, places: Sequence[int]) -> list[Piece]:
+    """The first part keeps the chunk's id; the others get ids that no chunk has."""
+    start, end = piece.span
+    borders = [start, *(place for place in places if start < place < end), end]
+    ids = [piece.chunk_id, *(-(piece.chunk_id * 1000 + number) for number in range(1, len(borders) - 1))]
+    return [replace(piece, chunk_id=id, span=span) for id, span in zip(ids, pairwise(borders), strict=True)]
 
 
 def _same_answer(one: Item, other: Item) -> bool:

@@ -12,24 +12,38 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import MissingExtraError, TrainingError
-from orchestrator.evaluation.metrics import Difference, compare
+from orchestrator.evaluation.metrics import Difference, Interval, compare, wilson
 from orchestrator.evaluation.routing import (
     Judged,
     Labelled,
     Vectors,
     calibration,
+    confusion_cost,
     judge_router,
     paraphrases,
     split_rows,
 )
-from orchestrator.learnt import FEATURES, FORMAT, parse_learnt, read_features
-from orchestrator.router import Router
+from orchestrator.learnt import (
+    BUCKETS,
+    FEATURES,
+    FORMAT,
+    carries_text,
+    count_inputs,
+    pack_weights,
+    parse_learnt,
+    read_features,
+)
+from orchestrator.prompts import Catalogue
+from orchestrator.router import Router, digest_routes
 from orchestrator.types import Query
 
 FOLDS = 5
 LEAST = 8  # rows of a route, on the side that is fitted: fewer cannot fill the folds
-SCALES = (8.0, 12.0)  # of the vector beside the features: a unit vector's numbers are about 0.05
-PENALTIES = (0.3, 1.0)  # C of the regression: the smaller, the smoother
+SCALE = 10.0  # of the vector beside the features: a unit vector's numbers are about 0.05
+TURNED = 0.7  # of the vector's repetitions beside the vector
+WORDS = 8.0  # of the hashed words
+PENALTIES = (0.1, 0.3)  # C of the regression: the smaller, the smoother
+CAUTION = tuple(np.geomspace(0.5, 64, 29))  # what a search that is skipped wrongly costs beside COSTS
 DIGITS = 4
 Numbers = npt.NDArray[Any]
 
@@ -58,13 +72,14 @@ class Fitted:
 class Wanted:
     """What a router is fitted for. ``precision``: share of right ones among what it decides.
 
-    ``abstain``: the route of the rest, the fallback of routes.toml when empty.
+    ``abstain``: the route of the rest, the fallback of routes.toml when empty. ``skipped``: share that caution is chosen for.
     """
 
     space: str
     precision: float = 0.95
     abstain: str = ""
     held_out: float = 0.33
+    skipped: float = 0.01  # of searches, skipped wrongly
 
 
 def fit_router(rows: Sequence[Labelled], vectors: Vectors, base: Router, wanted: Wanted) -> Fitted:
@@ -115,38 +130,70 @@ def _check_sizes(ours: Sequence[Labelled], held: Sequence[Labelled], base: Route
 
 
 def fit_model(rows: Sequence[Labelled], vectors: Vectors, base: Router, wanted: Wanted) -> bytes:
-    """The file. Grouped folds choose among SCALES x PENALTIES, and what they foretold gives temperature and threshold."""
+    """The file. Grouped folds choose the penalty; what they foretold gives temperature, threshold and caution."""
     inputs = np.asarray([read_features(row.text, vectors[row.text]) for row in rows])
     names = sorted({row.route for row in rows})
     labels = np.asarray([names.index(row.route) for row in rows])
     groups = np.zeros(len(rows), np.int64)
     for number, members in enumerate(paraphrases(rows, vectors)):
         groups[members] = number
+    counted = np.asarray([not row.practice for row in rows])
+    spread = _spread(inputs)
     scored = [
-        (_log_loss(logits := _foretold(inputs, labels, groups, scale, penalty), labels), scale, penalty, logits)
-        for scale in SCALES
+        (
+            _log_loss((logits := _foretold(inputs / spread, labels, groups, penalty))[counted], labels[counted]),
+            penalty,
+            logits,
+        )
         for penalty in PENALTIES
     ]
-    _, scale, penalty, logits = min(scored, key=lambda each: each[0])
-    temperature = _temperature(logits, labels)
-    free = np.asarray([not base.plan(Query(row.text)).reason.startswith("rule") for row in rows])
-    shares = _softmax(logits[free] / temperature)
+    _, penalty, logits = min(scored, key=lambda each: each[0])
+    temperature = _temperature(logits[counted], labels[counted])
+    free = counted & np.asarray([not base.plan(Query(row.text)).reason.startswith("rule") for row in rows])
+    shares = _possible(_softmax(logits / temperature), rows, names, base.catalogue)[free]
     hits = shares.argmax(axis=1) == labels[free]
     threshold = choose_threshold(shares.max(axis=1).tolist(), hits.tolist(), wanted.precision)
-    weights, bias = _regress(inputs, labels, scale, penalty)
+    costs, skipped = choose_caution(shares, labels[free], names, base.catalogue, wanted.skipped)
+    weights, bias = _regress(inputs / spread, labels, penalty)
+    chosen = (shares @ costs).argmin(axis=1)
     return json.dumps(
         {
-            "format": FORMAT, "space": wanted.space, "dimensions": inputs.shape[1] - len(FEATURES), "routes": names,
-            "features": FEATURES, "weights": np.round(weights, DIGITS).tolist(), "bias": np.round(bias, DIGITS).tolist(),
+            "format": FORMAT, "space": wanted.space, "dimensions": len(vectors[rows[0].text]), "routes": names,
+            "features": FEATURES, "weights": pack_weights(weights / spread), "bias": np.round(bias, DIGITS).tolist(),
             "temperature": round(temperature, DIGITS), "threshold": round(threshold, DIGITS), "precision": wanted.precision,
-            "abstain": wanted.abstain, "measured": measure_routes(rows),
+            "abstain": wanted.abstain, "costs": np.round(costs, DIGITS).tolist(), "catalogue": digest_routes(base.catalogue),
+            "measured": measure_routes(rows),
             "evidence": {
-                "scale": scale, "penalty": penalty, "folds": FOLDS,
+                "penalty": penalty, "folds": FOLDS, "counted": int(free.sum()),
                 "folds_ece": calibration(shares.max(axis=1).tolist(), hits.tolist())[0],
-                "folds_accuracy": float(hits.mean()),
+                "folds_accuracy": float((chosen == labels[free]).mean()), "folds_skipped": skipped.value,
+                "folds_skipped_high": skipped.high, "skipped_wanted": wanted.skipped,
             },
         }
     ).encode()  # fmt: skip
+
+
+def choose_caution(
+    shares: Numbers, labels: Numbers, names: Sequence[str], catalogue: Catalogue, wanted: float
+) -> tuple[Numbers, Interval]:
+    """COSTS for these routes, those of a skipped search raised as little as keeps such mistakes at ``wanted``, and their share."""
+    costs = np.asarray([[confusion_cost(catalogue, label, other) for other in names] for label in names])
+    searches = np.asarray([catalogue.route(name).k > 0 for name in names])
+    asks = searches[labels]
+    for caution in CAUTION:
+        raised = np.where(searches[:, None] & ~searches[None, :], costs * caution, costs)
+        skipped = ~searches[(shares @ raised).argmin(axis=1)] & asks
+        if skipped.sum() <= wanted * asks.sum():
+            break
+    return raised, wilson(int(skipped.sum()), int(asks.sum()))
+
+
+def _possible(shares: Numbers, rows: Sequence[Labelled], names: Sequence[str], catalogue: Catalogue) -> Numbers:
+    """The shares as the router sees them: a route that needs a text has none without one."""
+    without = np.asarray([not carries_text(row.text) for row in rows])
+    needing = np.asarray([catalogue.route(name).needs_text for name in names])
+    left = np.where(without[:, None] & needing[None, :], 0.0, shares)
+    return cast(Numbers, left / left.sum(axis=1, keepdims=True))
 
 
 def measure_routes(rows: Sequence[Labelled]) -> dict[str, Any]:
@@ -178,12 +225,12 @@ def choose_threshold(shares: Sequence[float], hits: Sequence[bool], precision: f
     return lowest
 
 
-def _foretold(inputs: Numbers, labels: Numbers, groups: Numbers, scale: float, penalty: float) -> Numbers:
+def _foretold(scaled: Numbers, labels: Numbers, groups: Numbers, penalty: float) -> Numbers:
     """Logits of every row by a regression that saw neither it nor its paraphrases."""
     logits = np.zeros((len(labels), len(set(labels.tolist()))))
     for kept, left in _folds(groups, labels):
-        weights, bias = _regress(inputs[kept], labels[kept], scale, penalty)
-        logits[left] = inputs[left] @ weights.T + bias
+        weights, bias = _regress(scaled[kept], labels[kept], penalty)
+        logits[left] = scaled[left] @ weights.T + bias
     return logits
 
 
@@ -193,17 +240,27 @@ def _folds(groups: Numbers, labels: Numbers) -> Iterator[tuple[Numbers, Numbers]
     yield from StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, labels, groups)
 
 
-def _regress(inputs: Numbers, labels: Numbers, scale: float, penalty: float) -> tuple[Numbers, Numbers]:
-    """Weights and bias of a multinomial logistic regression, for inputs as they are; inside they are scaled."""
+def _spread(inputs: Numbers) -> Numbers:
+    """What the inputs are divided by, so that one penalty fits the vector, its repetitions, the features and the words."""
+    vectors = inputs.shape[1] - len(FEATURES) - BUCKETS
+    dimensions = next(size for size in range(1, vectors + 1) if count_inputs(size) == inputs.shape[1])
+    repeated = vectors - dimensions
+    features = np.maximum(inputs[:, vectors : vectors + len(FEATURES)].std(axis=0), 0.05)
+    return np.concatenate(
+        [np.full(dimensions, 1 / SCALE), np.full(repeated, 1 / (SCALE * TURNED)), features, np.full(BUCKETS, 1 / WORDS)]
+    )
+
+
+def _regress(scaled: Numbers, labels: Numbers, penalty: float) -> tuple[Numbers, Numbers]:
+    """Weights and bias of a multinomial logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    vector = inputs.shape[1] - len(FEATURES)
-    spread = np.concatenate([np.full(vector, 1 / scale), np.maximum(inputs[:, vector:].std(axis=0), 0.05)])
-    found = LogisticRegression(C=penalty, max_iter=2000).fit(inputs / spread, labels)
-    rows, bias = found.coef_, found.intercept_
+    # Single precision halves the time, and what follows the third digit of a gradient moves no decision.
+    found = LogisticRegression(C=penalty, max_iter=200, tol=1e-3).fit(scaled.astype(np.float32), labels)
+    rows, bias = found.coef_.astype(np.float64), found.intercept_.astype(np.float64)
     if len(rows) == 1:  # of two classes scikit-learn keeps one row
         rows, bias = np.vstack([-rows[0] / 2, rows[0] / 2]), np.asarray([-bias[0] / 2, bias[0] / 2])
-    return rows / spread, bias
+    return rows, bias
 
 
 def _temperature(logits: Numbers, labels: Numbers) -> float:

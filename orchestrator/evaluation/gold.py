@@ -51,6 +51,7 @@ class Evidence:
 
     ``ever``: a version that counts holds the words; ``now``: the one that is true at the item's time does; ``whole``: one of
     its chunks does. ``verbatim``: a version says them word for word; else the document as a whole stands for them.
+    ``document``: what a good search would show of the gold document alone.
     ``agrees``: the gold document says what the label says (None: it cannot be told). ``told``: what the set was frozen to is
     what holds (None: it is not frozen). ``pieces``: the chunks as they are stored that hold a part of the words.
     """
@@ -63,6 +64,7 @@ class Evidence:
     told: bool | None = None
     passages: tuple[Passage, ...] = ()
     pieces: tuple[Passage, ...] = ()
+    document: tuple[Passage, ...] = ()
     since: datetime | None = None  # when the version that holds the words begins or began
 
 
@@ -110,6 +112,7 @@ def weigh(item: Item, versions: Sequence[Held], snapshot: Mapping[str, str] | No
     firsts = {each.external_id: each for each in reversed(best)}
     chosen = best[0]
     whole, pieces = _cut(chosen, item)
+    shown = tuple(_shown(firsts[name], item) for name in list(dict.fromkeys(e.external_id for e in best))[:DOCUMENTS])
     return Evidence(
         ever=chosen.counts,
         now=chosen.counts and chosen.holds,
@@ -117,10 +120,9 @@ def weigh(item: Item, versions: Sequence[Held], snapshot: Mapping[str, str] | No
         verbatim=True,
         agrees=agrees,
         told=told,
-        passages=tuple(
-            _shown(firsts[name], item) for name in list(dict.fromkeys(e.external_id for e in best))[:DOCUMENTS]
-        ),
+        passages=shown,
         pieces=pieces,
+        document=_nearest(chosen, item, shown),
         since=chosen.valid_from,
     )
 
@@ -135,7 +137,7 @@ def _unspoken(item: Item, versions: Sequence[Held], agrees: bool | None, told: b
         return Evidence(verbatim=True, agrees=agrees, told=told, passages=_from_quotes(item))
     current = [each for each in counted if each.holds]
     shown = tuple(_passage(each, piece) for each in current or counted[-1:] for piece in each.pieces[:PIECES])
-    return Evidence(True, bool(current), True, False, agrees, told, shown, shown, counted[-1].valid_from)
+    return Evidence(True, bool(current), True, False, agrees, told, shown, shown, (), counted[-1].valid_from)
 
 
 def _agrees(item: Item, versions: Sequence[Held], told: bool | None) -> bool | None:
@@ -187,7 +189,10 @@ def _places(text: str, answer: str) -> list[tuple[int, int]]:
 
 
 def _cut(version: Held, item: Item) -> tuple[tuple[Passage, ...], tuple[Passage, ...]]:
-    """The chunks that hold one of the places whole, and all that hold a part of one."""
+    """The chunks that hold one of the places whole, and all that hold a part of one.
+
+    Without a quote the answer's words may stand in many places: first comes the chunk that says most of the question's words.
+    """
     whole, parts = [], []
     for start, end in _spots(version, item):
         for piece in version.pieces:
@@ -195,8 +200,22 @@ def _cut(version: Held, item: Item) -> tuple[tuple[Passage, ...], tuple[Passage,
                 whole.append(piece)
             elif piece.span[0] < end and start < piece.span[1]:
                 parts.append(piece)
+    if not any(gold.quote for gold in item.gold):
+        whole.sort(key=lambda piece: -_shares(version, piece, item))
     every = dict.fromkeys([*whole, *parts])
     return tuple(_passage(version, each) for each in dict.fromkeys(whole)), tuple(_passage(version, e) for e in every)
+
+
+def _shares(version: Held, piece: Piece, item: Item) -> int:
+    """Words of the question that the chunk says."""
+    return len(set(words(item.question)) & set(words(version.text[slice(*piece.span)])))
+
+
+def _nearest(version: Held, item: Item, shown: Sequence[Passage]) -> tuple[Passage, ...]:
+    """What is shown, and the chunks of the same document that say most of the question's words."""
+    around = sorted(version.pieces, key=lambda piece: -_shares(version, piece, item))
+    rest = [_passage(version, piece) for piece in around]
+    return (*shown, *(each for each in rest if not any(_overlap(each, other) for other in shown)))[:PIECES]
 
 
 def _shown(version: Held, item: Item) -> Passage:

@@ -86,9 +86,10 @@ class Change:
     min_sufficiency: float | None = None
     constrained: bool | None = None
     adapter: str | None = None  # "" asks the base
-    prompt: Literal["shipped"] | None = None  # the package's own text of the route's prompt
+    prompt: Literal["shipped"] | None = None  # the package's own prompt, contract and adapter of the route
     as_of: datetime | None = None
     engine: Literal["strong"] | None = None
+    anew: bool = False  # the model is asked, whatever it said before
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,12 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over ``n`` questions with its 95 % interval."""
+    """A mean over ``n`` questions with its 95 % interval; ``n`` is 0 where nobody kept it."""
 
     value: float
     low: float
     high: float
-    n: int
+    n: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,4 +314,9 @@ def sensitivity(
             for end in (ends.low, ends.high)
         ]
         swings.append(Swing(name, ends.low, ends.high, *at))
-    return tuple(sorted((swing for swing in swings if swing.size > 0), key=lambda swing: (-swing.size, swing.name)))
+    # Twice the GPU's price and half its speed are the same swing: which stands first is not left to the last bit.
+    return tuple(
+        sorted(
+            (swing for swing in swings if swing.size > 0), key=lambda swing: (-float(f"{swing.size:.9g}"), swing.name)
+        )
+    )

@@ -1,8 +1,9 @@
 -- Statements of evaluation/runs.py.
 
 -- name: corpus-of-collection
--- Every version that counts; `holds`: it is true now, so that its text is found.
+-- Every version that counts; `holds`: it is true now, so that its text is found. Metadata count, as filters read them.
 select d.external_id, v.number, v.sha256, v.title, v.valid_from::text as valid_from, v.valid_to::text as valid_to, v.is_end,
+       md5(d.metadata::text) as metadata,
        v.valid_from <= now() and now() < v.valid_to and not v.is_end as holds
 from documents d
 join versions v on v.document_id = d.id and v.superseded_at is null

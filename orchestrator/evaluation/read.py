@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.evaluation.items import Fault, Gold, Item, ItemSet, Outcome, Score
+from orchestrator.evaluation.metrics import rank_documents
 from orchestrator.evaluation.score import check_pattern, spoken
 from orchestrator.evaluation.sets import QRELS
 from orchestrator.types import end_of
@@ -39,7 +41,7 @@ def read_items(path: str | Path) -> ItemSet:
     items: dict[str, Item] = {}
     faults = []
     for number, found in rows:
-        problem = found if isinstance(found, str) else "an id that another row has" if found.id in items else ""
+        problem = found if isinstance(found, str) else _problem(found, items)
         if problem:
             faults.append(Fault(number, problem[:MAX_REASON]))
         elif isinstance(found, Item):
@@ -49,6 +51,19 @@ def read_items(path: str | Path) -> ItemSet:
             f"{path} has no question: each line is an object with `question` and what is right", param="set"
         )
     return ItemSet(path.stem if path.is_file() else path.name, tuple(items.values()), tuple(faults))
+
+
+def _problem(item: Item, known: Mapping[str, Item]) -> str:
+    """Why the item cannot join those known; empty when it can."""
+    if item.id in known:
+        return "an id that another row has"
+    if "\0" in item.id:
+        return "an id with a NUL in it"
+    try:
+        json.dumps(item_row(item), ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # JSON may escape what no file and no database can hold
+        return "half of a character: a surrogate without its pair"
+    return ""
 
 
 def item_row(item: Item) -> dict[str, Any]:
@@ -105,13 +120,48 @@ def result_row(item: Item, outcome: Outcome, score: Score) -> dict[str, Any]:
     }
 
 
-def write_results(
-    items: Sequence[Item], outcomes: Mapping[str, Outcome], scores: Mapping[str, Score], path: Path
-) -> int:
-    """Writes one JSON line for each item that was asked; returns how many."""
-    rows = [result_row(item, outcomes[item.id], scores[item.id]) for item in items if item.id in outcomes]
+def write_results(found: ItemSet, outcomes: Mapping[str, Outcome], scores: Mapping[str, Score], path: Path) -> int:
+    """Writes one JSON line for each row of the set, what was not asked or could not be read as an error; returns how many.
+
+    Whoever averages over the lines gets our share of right answers.
+    """
+    rows = [
+        result_row(item, outcomes[item.id], scores[item.id])
+        if item.id in outcomes
+        else result_row(item, Outcome(item.id, error="not asked"), Score(0.0, reason="not asked"))
+        for item in found.items
+    ]
+    for fault in found.faults:
+        nothing = Outcome(f"row {fault.number}", error=f"no question: {fault.reason}")
+        rows.append(result_row(Item(nothing.item, ""), nothing, Score(0.0, reason=fault.reason)))
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return len(rows)
+
+
+def write_trec(found: ItemSet, outcomes: Mapping[str, Outcome], tag: str, folder: Path) -> int:
+    """Writes ``run.txt`` and ``qrels.txt`` as trec_eval reads them into a folder; returns the questions with gold documents.
+
+    A document stands where its best passage stands. Scores are 1 / rank: trec_eval sorts by them. Blanks in ids become "_".
+    """
+    ranked, judged = [], []
+    wanted = [item for item in found.items if any(gold.external_id for gold in item.gold)]
+    for item in wanted:
+        grades = {gold.external_id: gold.grade for gold in item.gold if gold.external_id}
+        judged += [f"{_token(item.id)} 0 {_token(name)} {grade:g}" for name, grade in grades.items()]
+        shown = outcomes[item.id].passages if item.id in outcomes else ()
+        names = rank_documents(passage.external_id for passage in shown)
+        ranked += [
+            f"{_token(item.id)} Q0 {_token(name)} {rank} {1 / rank:.6f} {_token(tag)}"
+            for rank, name in enumerate(names, 1)
+        ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("run.txt", ranked), ("qrels.txt", judged)):
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return len(wanted)
+
+
+def _token(text: str) -> str:
+    return re.sub(r"\s+", "_", text) or "_"
 
 
 def parse_item(row: Any, number: int) -> Item:
@@ -189,10 +239,16 @@ def _read_squad(articles: Sequence[Any]) -> Read:
     """Each paragraph is a document under the id that ``sets.load_set`` gives it."""
     number = 0
     for article_at, article in enumerate(articles):
-        for place, paragraph in enumerate(_list(article, "paragraphs")):
-            for row in _list(paragraph, "qas"):
+        for place, paragraph in enumerate(_parts(article, "paragraphs")):
+            for row in _parts(paragraph, "qas"):
                 number += 1
                 yield number, _tried(_squad_item, row, f"{article_at:04d}-{place:03d}")
+
+
+def _parts(whole: Any, name: str) -> Sequence[Any]:
+    """The list under the name; what should have one and has something else is one row that cannot be read."""
+    found = whole.get(name, []) if isinstance(whole, dict) else None
+    return found if isinstance(found, list) else [None]
 
 
 def _squad_item(row: Any, document: str) -> Item:
@@ -214,6 +270,7 @@ def _read_beir(folder: Path) -> Read:
     if file is None:
         raise InputError(f"{folder} has queries.jsonl and no judgements: one of {', '.join(QRELS)}", param="set")
     gold: dict[str, list[Gold]] = {}
+    lines: dict[str, int] = {}
     faults = []
     for number, line in enumerate(_content(file).splitlines(), 1):
         cells = line.split("\t") if "\t" in line else line.split()
@@ -223,9 +280,11 @@ def _read_beir(folder: Path) -> Read:
             query, document, grade = cells if len(cells) == 3 else (cells[0], *cells[2:])
             if float(grade) > 0:
                 gold.setdefault(query.strip(), []).append(Gold(document.strip(), grade=float(grade)))
+                lines.setdefault(query.strip(), number)
         except ValueError:
             faults.append((number, f"{file.name}: no judgement of query, document and grade"))
     yield from faults
+    broken = 0
     for number, line in enumerate(_content(folder / "queries.jsonl").split("\n"), 1):
         if not line.strip():
             continue
@@ -234,8 +293,13 @@ def _read_beir(folder: Path) -> Read:
             name = str(_first(row, ("_id", "id")))
             if name in gold:
                 yield number, Item(name, str(row["text"]), gold=tuple(gold[name]))
+                lines.pop(name, None)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            broken += 1
             yield number, "queries.jsonl: no object with _id and text"
+    # Judged and not asked: the rows that could not be read may be some of them, and count once.
+    for name, number in [*lines.items()][broken:]:
+        yield number, f"{file.name}: query {name[:40]!r} is judged and not in queries.jsonl"
 
 
 def _gold(row: Mapping[str, Any]) -> Iterator[Gold]:
@@ -283,11 +347,6 @@ def _content(file: Path) -> str:
 
 def _first(row: Any, names: Sequence[str]) -> Any:
     return next((row[name] for name in names if row.get(name) not in (None, "", [], {})), None)
-
-
-def _list(value: Any, name: str) -> Sequence[Any]:
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, list) else ()
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

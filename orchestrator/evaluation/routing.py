@@ -28,7 +28,9 @@ COSTS: Mapping[str, Mapping[str, float]] = {
     "search": {"search": 1, "task": 5, "clarify": 2, "refuse": 3},
     "task": {"search": 2, "task": 2, "clarify": 2, "refuse": 3},
     "clarify": {"search": 1, "task": 2, "clarify": 1, "refuse": 2},
-    "refuse": {"search": 3, "task": 4, "clarify": 1, "refuse": 1},
+    # A harmful wish that searches finds no passages that suffice, and is refused there: of the handbook's 19 unanswerable
+    # questions 17 are.
+    "refuse": {"search": 2, "task": 4, "clarify": 1, "refuse": 1},
 }
 Vectors = Mapping[str, Sequence[float]]
 
@@ -44,12 +46,18 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A message and the route that should take it; ``tried``: what every route gave, where they were tried."""
+    """A message and the route that should take it; ``tried``: what every route gave, where they were tried.
+
+    ``practice``: harder than what is really asked; it is learnt from, but thresholds are not chosen on it.
+    """
 
     text: str
     route: str
     group: str = ""  # messages of one group are paraphrases and stay on one side of a split
     tried: Mapping[str, Tried] = field(default_factory=dict)
+    side: str = ""  # "fit" or "held"; a hash decides when empty
+    practice: bool = False
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,11 @@ def _read_row(row: Mapping[str, Any]) -> Labelled:
     if not all(math.isfinite(each.cost + each.ms) and 0 <= each.quality <= 1 for each in tried.values()):
         raise ValueError("quality lies from 0 to 1, cost and ms are numbers")
     route = row["route"] if not tried else min(tried, key=lambda name: (-tried[name].quality, tried[name].cost))
-    return Labelled(text, str(row.get("route", route)), str(row.get("group", "")), tried)
+    side, tags = row.get("side", ""), tuple(map(str, row.get("tags", ())))
+    if side not in ("", "fit", "held"):
+        raise ValueError('side is "fit" or "held"')
+    group, practice = str(row.get("group", "")), bool(row.get("practice", False))
+    return Labelled(text, str(row.get("route", route)), group, tried, side, practice, tags)
 
 
 def split_rows(
@@ -126,15 +138,40 @@ def split_rows(
     """Rows to fit on and rows held out (about ``share``), the same each time.
 
     Paraphrases stay together: rows of one group, and rows alike in words or in meaning. Which side a cluster is on hangs on a
-    hash of its first text, so nobody chooses.
+    hash of its first text, so nobody chooses; a side that is written in a row goes before. Practice is never held out, and
+    left aside where it is like what is. Raises TrainingError where what is written puts paraphrases on two sides.
     """
     fit: list[Labelled] = []
     held: list[Labelled] = []
-    for members in paraphrases(rows, vectors):
-        first = min(rows[at].text for at in members)
-        side = held if int(hashlib.sha256(first.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF < share else fit
-        side.extend(rows[at] for at in members)
-    return fit, held
+    asked = [row for row in rows if not row.practice]
+    for members in paraphrases(asked, vectors):
+        first = min(asked[at].text for at in members)
+        written = {asked[at].side for at in members} - {""}
+        if len(written) > 1:
+            raise TrainingError(
+                f"paraphrases stand on both sides of the split, {first[:80]!r} among them; write one side"
+            )
+        by_hash = int(hashlib.sha256(first.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF < share
+        side = held if "held" in written or (by_hash and not written) else fit
+        side.extend(asked[at] for at in members)
+    return fit + _unlike([row for row in rows if row.practice], held, vectors), held
+
+
+def _unlike(practice: Sequence[Labelled], held: Sequence[Labelled], vectors: Vectors) -> list[Labelled]:
+    """Practice that is no paraphrase of what is held out."""
+    if not practice or not held:
+        return list(practice)
+    pairs = near_pairs([row.text for row in (*practice, *held)], SAME_WORDS)
+    alike = {pair.first for pair in pairs if pair.first < len(practice) <= pair.second}
+    alike |= {pair.second for pair in pairs if pair.second < len(practice) <= pair.first}
+    near = nearest(practice, held, vectors)
+    return [row for at, row in enumerate(practice) if at not in alike and near[at] < SAME_MEANING]
+
+
+def nearest(rows: Sequence[Labelled], others: Sequence[Labelled], vectors: Vectors) -> list[float]:
+    """For each row the cosine of the most similar of the others: what a test shares with what was fitted on."""
+    points, among = (np.asarray([vectors[row.text] for row in each], np.float32) for each in (rows, others))
+    return [float(value) for value in (points @ among.T).max(axis=1)]
 
 
 def paraphrases(rows: Sequence[Labelled], vectors: Vectors) -> list[list[int]]:
@@ -162,15 +199,21 @@ def confusion_cost(catalogue: Catalogue, label: str, decided: str) -> float:
     return COSTS[kind(catalogue.route(label))][kind(catalogue.route(decided))]
 
 
-def judge_router(router: Router, rows: Sequence[Labelled], vectors: Vectors) -> Judged:
-    """Plans every row as serving does and compares with its label. Raises TrainingError for a label that is no route."""
+def judge_router(
+    router: Router, rows: Sequence[Labelled], vectors: Vectors, sufficiency: Mapping[str, float] | None = None
+) -> Judged:
+    """Plans every row as serving does and compares with its label. Raises TrainingError for a label that is no route.
+
+    ``sufficiency``: of what a search finds for a text, for the second look of the router; without it nothing is looked for.
+    """
+    sufficiency = sufficiency or {}
     catalogue = router.catalogue
     unknown = sorted({row.route for row in rows} - catalogue.routes.keys())
     if unknown:
         raise TrainingError(
             f"these labels are not routes of routes.toml: {unknown}; its routes are {sorted(catalogue.routes)}"
         )
-    plans = [plan_as_served(router, row.text, vectors[row.text]) for row in rows]
+    plans = [plan_as_served(router, row.text, vectors[row.text], sufficiency.get(row.text)) for row in rows]
     right = tuple(row.route == plan.route for row, plan in zip(rows, plans, strict=True))
     costs = [confusion_cost(catalogue, row.route, plan.route) for row, plan in zip(rows, plans, strict=True)]
     confusion: dict[str, Counter[str]] = {name: Counter() for name in sorted({row.route for row in rows})}
@@ -203,11 +246,12 @@ def judge_router(router: Router, rows: Sequence[Labelled], vectors: Vectors) -> 
     )
 
 
-def plan_as_served(router: Router, text: str, vector: Sequence[float]) -> Plan:
-    """The plan that ``Pipeline`` makes of a text: it asks twice, first without the vector."""
+def plan_as_served(router: Router, text: str, vector: Sequence[float], sufficiency: float | None = None) -> Plan:
+    """The plan that ``Pipeline`` makes of a text: it asks first without the vector, then with it, then looks again."""
     query = Query(text)
     plan = router.plan(query)
-    return router.plan(query, vector) if plan.retrieves or not plan.reason.startswith("rule") else plan
+    plan = router.plan(query, vector) if plan.retrieves or not plan.reason.startswith("rule") else plan
+    return router.settle(plan, router.second_look(query, plan), sufficiency)
 
 
 def _abstained(router: Router, plan: Plan) -> bool:

@@ -25,6 +25,7 @@ from orchestrator.types import Passage, Usage, new_id
 # What of the settings can change an answer. Addresses count: another server may hold another model under the same name.
 MATTERS = (
     "engine_url", "engine_model", "engine_max_len", "embedder", "embedder_url", "embedder_dimensions", "reranker", "reranker_url",
+    "max_question_chars",
 )  # fmt: skip
 # An error of these is the answer's own: it will be so again. All others are the day's.
 LASTING = ("contract", "too_large", "invalid_request", "not_found")
@@ -88,7 +89,8 @@ async def read_corpus(database: Database, collection: str, tenant: str) -> Corpu
     learned = await store.learned(tenant, collection)
     searched = [found.space, found.language, found.chunk_count, *learned]
     lines = [
-        [row.external_id, row.number, row.sha256, row.title, row.valid_from, row.valid_to, row.is_end] for row in rows
+        [row.external_id, row.number, row.sha256, row.title, row.valid_from, row.valid_to, row.is_end, row.metadata]
+        for row in rows
     ]
     return Corpus(collection, _hash([searched, lines]), {row.external_id: row.sha256 for row in rows if row.holds})
 
@@ -193,8 +195,12 @@ class Runs:
         )
 
     async def read_set(self, set_id: int) -> ItemSet:
-        """A set as it was frozen."""
-        row: Row = await self._database.fetch_one(statement("read-set"), id=set_id)
+        """A set as it was frozen. Raises UnknownNameError."""
+        row = await self._database.fetch_one(statement("read-set"), id=set_id)
+        if row is None:
+            raise UnknownNameError(
+                f"there is no set {set_id}; `orchestrator eval list` shows runs with theirs", param="set"
+            )
         items = tuple(parse_item(json.loads(line), at) for at, line in enumerate(row.items.split("\n"), 1) if line)
         faults = tuple(Fault(**each) for each in json.loads(row.faults))
         return ItemSet(row.name, items, faults, json.loads(row.snapshot))

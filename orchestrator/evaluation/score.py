@@ -76,7 +76,8 @@ def score_outcome(item: Item, outcome: Outcome) -> Score:
     ``correct``: what cannot be answered was refused; else the answer matches. It matches by its pattern and all its
     ``contains`` where the item has them, and by one of its ``answers`` where it has some: equal (SQuAD's normalisation),
     or F1 of words >= 0.8 with the same numbers and negations, or the accepted answer stands word by word in an answer of
-    at most 12 words more, and not behind a negation. An item with gold documents alone is right when one of them is cited.
+    at most 12 words more, and not behind a negation, or only the unit is left out that the question names. An item with
+    gold documents alone is right when one of them is cited.
     """
     said = spoken(outcome)
     answered = not outcome.error and not outcome.refused
@@ -115,6 +116,14 @@ def is_answer(said: str, accepted: str) -> bool:
     )
 
 
+def is_bare_amount(said: str, accepted: str, question: str) -> bool:
+    """Whether the answer is the accepted one but for the unit, which the question names: "45" to "How many days ...?"."""
+    got, wanted, asked = _words(said), _words(accepted), set(_words(question))
+    amount = [word for word in wanted if any(sign.isdigit() for sign in word)]
+    unit = set(wanted) - set(amount)
+    return bool(amount and unit) and got == amount and unit <= asked and not asked & set(amount)
+
+
 def word_f1(said: str, accepted: str) -> float:
     """F1 of the words that two answers share, from 0 to 1 (compute_f1 of SQuAD's evaluate-v2.0.py)."""
     return _f1(_words(said), _words(accepted))
@@ -124,6 +133,12 @@ def holds_words(text: str, words: str) -> bool:
     """Whether the words stand in the text one after the other, as answers are compared."""
     part = _words(words)
     return bool(part) and _stands_in(part, _words(text))
+
+
+def share_of_words(question: str, text: str) -> float:
+    """Share of the question's telling words that stand in the text, from 0 to 1."""
+    words = set(_words(question)) - _COMMON
+    return len(words & set(_words(text))) / len(words) if words else 0.0
 
 
 def holds_gold(item: Item, passages: Sequence[Passage]) -> bool:
@@ -176,7 +191,8 @@ def _fault(item: Item, outcome: Outcome, said: str) -> str:
     if missing:
         return f"does not say {missing[0]!r}"[:80]
     if item.answers:
-        return "" if any(is_answer(said, each) for each in item.answers) else "another answer"
+        told = any(is_answer(said, each) or is_bare_amount(said, each, item.question) for each in item.answers)
+        return "" if told else "another answer"
     if item.pattern or item.contains:
         return ""
     cited = any(same_place(gold, *citation) for gold in item.gold for citation in outcome.cited)

@@ -95,16 +95,21 @@ def summarise(
         prompt_tokens=sum(outcome.usage.prompt_tokens for outcome in done),
         completion_tokens=sum(outcome.usage.completion_tokens for outcome in done),
         cost=math.fsum(costs) if costs else None,
-        notes=tuple(_notes(items, faults, len(done))),
+        notes=tuple(_notes(items, faults, len(done), judged)),
     )
 
 
 def compare_runs(
-    items: Sequence[Item], ours: Mapping[str, Score], theirs: Mapping[str, Score], measure: Measure = "correct"
+    items: Sequence[Item],
+    ours: Mapping[str, Score],
+    theirs: Mapping[str, Score],
+    measure: Measure = "correct",
+    faults: int = 0,
 ) -> tuple[Difference, float]:
     """``ours`` minus ``theirs`` over the items that both say something of, and the smallest difference that n pairs show.
 
-    An item that one run has not asked counts as wrong there. Raises InputError without a common item.
+    An item that one run has not asked counts as wrong there. ``faults``: rows that could not be read, 0 in both runs, so that
+    the difference is the one between the two runs' figures. Raises InputError without a common item.
     """
     pairs = []
     for item in items:
@@ -115,6 +120,7 @@ def compare_runs(
             pairs.append((mine, other))
     if not pairs:
         raise InputError(f"the two runs have no item in common that says something of {measure}", param="run")
+    pairs += [(0.0, 0.0)] * faults
     difference = compare([mine for mine, _ in pairs], [other for _, other in pairs])
     spread = math.sqrt(math.fsum((mine - other - difference.value) ** 2 for mine, other in pairs) / len(pairs))
     return difference, detectable(len(pairs), spread)
@@ -136,16 +142,19 @@ def _measures(scores: Iterable[Score], junk: int) -> dict[str, Interval]:
     return found
 
 
+def slice_names(item: Item, outcome: Outcome | None) -> tuple[str, ...]:
+    """The slices that a question belongs to."""
+    names = ["answerable" if item.answerable else "unanswerable", *(f"tag:{tag}" for tag in item.tags)]
+    names += [f"route:{item.route}"] if item.route else []
+    names += [f"served by:{outcome.route}"] if outcome and outcome.route else []
+    return (*names, "synthetic" if item.synthetic else "by people")
+
+
 def _slices(items: Sequence[Item], judged: Mapping[str, Score], outcomes: Mapping[str, Outcome]) -> dict[str, Interval]:
     """Share of correct items by what they are about. Junk belongs to no slice."""
     of: dict[str, list[float]] = {}
     for item in items:
-        names = ["answerable" if item.answerable else "unanswerable", *(f"tag:{tag}" for tag in item.tags)]
-        names += [f"route:{item.route}"] if item.route else []
-        if item.id in outcomes and outcomes[item.id].route:
-            names.append(f"served by:{outcomes[item.id].route}")
-        names.append("synthetic" if item.synthetic else "by people")
-        for name in names:
+        for name in slice_names(item, outcomes.get(item.id)):
             of.setdefault(name, []).append(judged[item.id].correct)
     return {name: interval(values) for name, values in sorted(of.items())}
 
@@ -170,7 +179,7 @@ def _nearest_rank(values: Sequence[float], share: float) -> float:
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def _notes(items: Sequence[Item], faults: Sequence[Fault], asked: int) -> Iterable[str]:
+def _notes(items: Sequence[Item], faults: Sequence[Fault], asked: int, judged: Mapping[str, Score]) -> Iterable[str]:
     if faults:
         (reason, count), *_ = Counter(fault.reason for fault in faults).most_common()
         share = len(faults) / (len(items) + len(faults))
@@ -180,6 +189,13 @@ def _notes(items: Sequence[Item], faults: Sequence[Fault], asked: int) -> Iterab
         )
     if asked < len(items):
         yield f"{len(items) - asked} questions were not asked and count as wrong; the same command asks them"
-    made = sum(item.synthetic for item in items)
+    made = [judged[item.id].correct for item in items if item.synthetic]
+    others = [judged[item.id].correct for item in items if not item.synthetic]
     if made:
-        yield f"{made} of {len(items)} questions were made by a model"
+        # One figure over both kinds would be read as what people asked.
+        apart = f": {_percent(made)} of them are right, and {_percent(others)} of the others" if others else ""
+        yield f"{len(made)} of {len(items)} questions were made by a model{apart}"
+
+
+def _percent(values: Sequence[float]) -> str:
+    return f"{math.fsum(values) / len(values):.1%}"

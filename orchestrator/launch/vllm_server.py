@@ -13,6 +13,8 @@ from typing import Any
 
 from orchestrator.launch.vllm import on_cpu
 
+SPIN_S = 0.001
+
 
 def main() -> None:
     """Serves until a signal ends it."""
@@ -33,6 +35,24 @@ def _install() -> None:
         from orchestrator.launch import lora_cpu
 
         lora_cpu.install()
+        _wait_asleep()
+
+
+def _wait_asleep() -> None:
+    """vLLM's scheduler spins while the worker computes a step, which takes a core from it; after 1 ms ours waits for the ping.
+
+    vLLM spins for a second after each message, so under load always.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    condition: Any = shm_broadcast.SpinCondition
+    begin = condition.__init__
+
+    def begin_patient(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        self.busy_loop_s = min(self.busy_loop_s, SPIN_S)
+
+    condition.__init__ = begin_patient
 
 
 def _fork_workers() -> None:

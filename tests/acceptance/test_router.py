@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from orchestrator.evaluation.routing import Labelled, judge_router
-from orchestrator.learnt import FEATURES, load_learnt
+from orchestrator.learnt import FEATURES, count_inputs, load_learnt, pack_weights
 from orchestrator.router import open_router
 from orchestrator.testing import HashEmbedder
 from orchestrator.types import Plan, Query
@@ -22,17 +22,18 @@ MEASURED = {
     "direct": {"cost": 1.0, "ms": 300, "quality": {"grounded": 0.2, "direct": 0.9}, "n": 50},
 }
 ROUTES = ("clarify", "direct", "grounded", "refuse")
+COSTS = [[0, 2, 1, 2], [2, 0, 2, 3], [2, 5, 0, 3], [1, 4, 2, 0]]
 EMBEDDER = HashEmbedder()
 
 
 @pytest.fixture
 def router_file(tmp_path: Path) -> Path:
     """A file as `router fit` writes it. Its weights are chance: what they decide is no matter here, only that they do."""
-    weights = np.random.default_rng(5).normal(size=(len(ROUTES), EMBEDDER.dimensions + len(FEATURES)))
+    weights = np.random.default_rng(5).normal(size=(len(ROUTES), count_inputs(EMBEDDER.dimensions)))
     values = {
-        "format": 1, "space": EMBEDDER.space, "dimensions": EMBEDDER.dimensions, "routes": ROUTES, "features": FEATURES,
-        "weights": weights.tolist(), "bias": [0.0] * 4, "temperature": 1.0, "threshold": 0.3, "precision": 0.9,
-        "abstain": "clarify", "measured": MEASURED, "evidence": {},
+        "format": 2, "space": EMBEDDER.space, "dimensions": EMBEDDER.dimensions, "routes": ROUTES, "features": FEATURES,
+        "weights": pack_weights(weights), "bias": [0.0] * 4, "temperature": 1.0, "threshold": 0.3, "precision": 0.9,
+        "abstain": "clarify", "costs": COSTS, "catalogue": "", "measured": MEASURED, "evidence": {},
     }  # fmt: skip
     path = tmp_path / "fitted.json"
     path.write_text(json.dumps(values))

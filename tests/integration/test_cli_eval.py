@@ -56,13 +56,18 @@ def runs(database_url: str) -> None:
 def test_runs_are_listed_shown_and_compared(run: Run, tmp_path: Path) -> None:
     listed = json.loads(run("eval", "list", "--json").stdout)["runs"]
     shown = json.loads(run("eval", "show", "good", "--json", "--out", "out.jsonl").stdout)
+    run("eval", "show", "good", "--out", "trec", "--format", "trec")
     compared = json.loads(run("eval", "compare", "good", "bad", "--json").stdout)
 
     assert [each["name"] for each in listed] == ["bad", "good"]
     assert (shown["summary"]["n"], shown["summary"]["faults"]) == (7, 1)
     assert shown["summary"]["measures"]["correct"]["value"] == pytest.approx(6 / 7)
-    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["retrieved_contexts"] == [LEAVE.text]
-    assert compared["measures"]["correct"]["difference"]["value"] == pytest.approx(-5 / 6)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert rows[0]["retrieved_contexts"] == [LEAVE.text]
+    assert sum(row["correct"] for row in rows) / len(rows) == pytest.approx(6 / 7)  # the row of junk is one of them
+    assert (tmp_path / "trec" / "run.txt").read_text().startswith("q0 Q0 leave.md 1 1.000000 good\n")
+    assert len((tmp_path / "trec" / "qrels.txt").read_text().splitlines()) == 6
+    assert compared["measures"]["correct"]["difference"]["value"] == pytest.approx(-5 / 7)  # as 6/7 and 1/7 say
     assert (len(compared["lost"]), compared["gained"]) == (5, [])
 
 
@@ -74,7 +79,7 @@ def test_a_person_reads_what_is_wrong_and_why(run: Run) -> None:
     assert "another answer (5)" in shown
     assert "How many days of leave has employee" in shown
     assert "handbook" in run("eval", "list").stdout
-    assert "correct: a gain of +83.3%" in run("eval", "compare", "bad", "good").stdout
+    assert "correct: a gain of +71.4%" in run("eval", "compare", "bad", "good").stdout
 
 
 @pytest.mark.usefixtures("runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -181,20 +182,98 @@ async def test_another_change_is_another_system(database: Database) -> None:
 async def test_a_failure_of_the_day_is_asked_again_and_one_of_the_model_is_not(database: Database) -> None:
     await ingest(database, LEAVE)
     runs = Runs(database, "default")
-    frozen = await runs.freeze(replace(SET, items=ITEMS[:2]), "default")
+    frozen = await runs.freeze(SET, "default")
+    codes = ["contract", "too_large", "invalid_request", "not_found", "engine_unavailable", "stream_broken"]
 
     class Failing:
         async def ask(self, item: Item, change: Change = Change()) -> Outcome:  # noqa: B008
-            code = "contract" if item.id == "q0" else "engine_unavailable"
-            return Outcome(item.id, error=f"{code}: it failed")
+            return Outcome(item.id, error=f"{codes[int(item.id[1:])]}: it failed")
 
     failed = await runs.run(frozen, Failing(), SYSTEM)  # type: ignore[arg-type]
     counting = asker(build(database, None))
+    named = await runs.run(frozen, counting, SYSTEM, name="another run")
     run = await runs.run(frozen, counting, SYSTEM)
 
-    assert summarise(failed.set.items, failed.outcomes, failed.scores).errors == 2
-    assert counting.asked == ["q1"]
-    assert (run.scores["q0"].reason, run.scores["q1"].correct) == ("failed: contract", 1.0)
+    assert summarise(failed.set.items, failed.outcomes, failed.scores).errors == 6
+    assert sorted(counting.asked) == ["q4", "q5"]  # the second run finds what the first one has asked anew
+    assert [run.scores[f"q{number}"].reason for number in range(6)] == [
+        "failed: contract", "failed: too_large", "failed: invalid_request", "failed: not_found", "", "",
+    ]  # fmt: skip
+    assert (named.reused, run.reused) == (4, 6)
+
+
+async def test_an_outcome_belongs_to_its_question(database: Database) -> None:
+    await ingest(database, LEAVE)
+    runs = Runs(database, "default")
+    frozen = await runs.freeze(replace(SET, items=ITEMS[:1]), "default")
+    again = await runs.freeze(replace(SET, items=(replace(ITEMS[0], id="other"),)), "default")
+    counting = asker(build(database, None))
+
+    await runs.run(frozen, asker(build(database, None)), SYSTEM)
+    run = await runs.run(again, counting, SYSTEM)
+
+    assert (counting.asked, list(run.outcomes)) == (["other"], ["other"])
+
+
+async def test_what_was_found_in_one_collection_is_not_taken_for_another(database: Database) -> None:
+    runs, counting = Runs(database, "default"), asker(build(database, None))
+    for collection in ("one", "two"):
+        await ingest_documents([LEAVE], store=PgStore(database), embedder=HashEmbedder(), collection=collection)
+    one, two = await runs.freeze(SET, "one"), await runs.freeze(SET, "two")
+
+    await runs.run(one, asker(build(database, None)), SYSTEM)
+    await runs.run(two, counting, SYSTEM)
+
+    assert (one.corpus, len(counting.asked)) == (two.corpus, 6)
+
+
+async def test_a_run_goes_on_under_its_own_name_only(database: Database) -> None:
+    await ingest(database, LEAVE)
+    runs = Runs(database, "default")
+    frozen = await runs.freeze(SET, "default")
+
+    monday = await runs.run(frozen, asker(build(database, None)), SYSTEM, name="monday")
+    tuesday = await runs.run(frozen, asker(build(database, None)), SYSTEM, name="tuesday")
+    again = await runs.run(frozen, asker(build(database, None)), SYSTEM, name="monday")
+    smaller = await runs.run(
+        await runs.freeze(replace(SET, items=ITEMS[:2]), "default"), asker(build(database, None)), SYSTEM, name="monday"
+    )
+
+    assert again.info.id == monday.info.id != tuesday.info.id
+    assert (smaller.info.id != monday.info.id, len(smaller.outcomes)) == (True, 2)
+    assert [each.id for each in await runs.latest()] == [smaller.info.id, tuesday.info.id, monday.info.id]
+    assert (await runs.show("monday")).info.id == smaller.info.id  # the latest of the name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update collections set language = 'german'",
+        "update collections set dense_weight = 0.1",
+        "update collections set rerank_weight = 0.1",
+        "update collections set embedding_space = 'another'",
+        "update collections set chunk_count = chunk_count + 1",
+        'update documents set metadata = \'{"country": "FR"}\'',
+        "update versions set title = 'Another'",
+        "update versions set valid_from = valid_from + interval '1 second'",
+        "update versions set valid_to = now() - interval '1 second'",
+        "update versions set is_end = true",
+        "update versions set sha256 = repeat('0', 64)",
+    ],
+)
+async def test_what_a_search_can_find_is_part_of_the_corpus(database: Database, change: str) -> None:
+    document = replace(LEAVE, valid_from=datetime(2020, 1, 1, tzinfo=UTC))
+    await ingest(database, document)
+    before = await read_corpus(database, "default", "default")
+
+    async with database.ownership() as connection:
+        await connection.execute("alter table versions disable trigger user")
+        await connection.execute(change)
+    after = await read_corpus(database, "default", "default")
+
+    assert before.digest != after.digest
+    holds = {} if "valid_to" in change or "is_end" in change else {"leave.md"}
+    assert set(after.holds) == set(holds)
 
 
 async def test_a_kept_outcome_holds_no_text_of_a_passage_and_finds_it_again(database: Database) -> None:
@@ -280,6 +359,24 @@ async def test_runs_are_of_their_tenant(database: Database) -> None:
     async with database.ownership() as connection:
         left = await (await connection.execute("select count(*) as n from eval_sets")).fetchone()
     assert left.n <= 1  # type: ignore[union-attr]
+
+
+async def test_signs_that_postgresql_cannot_hold_do_not_end_a_run(database: Database) -> None:
+    await ingest(database, LEAVE)
+    runs = Runs(database, "default")
+    odd = replace(ITEMS[0], question="How many days\0 of leave?", tags=("\0",))
+
+    class Odd:
+        async def ask(self, item: Item, change: Change = Change()) -> Outcome:  # noqa: B008
+            return Outcome(item.id, "25 days\0 \ud800", error="")
+
+        async def search(self, item: Item, change: Change = Change()) -> tuple[object, ...]:  # noqa: B008
+            return ()
+
+    run = await runs.run(await runs.freeze(replace(SET, items=(odd,)), "default"), Odd(), SYSTEM)  # type: ignore[arg-type]
+
+    assert run.set.items == (odd,)
+    assert run.outcomes["q0"].text.startswith("25 days\0")
 
 
 async def test_a_run_can_be_removed_and_found_by_its_name(database: Database) -> None:

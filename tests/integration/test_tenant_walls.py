@@ -10,7 +10,8 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,16 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
+from orchestrator.behaviour.audit import note, read_audit
+from orchestrator.behaviour.canary import list_canaries, read_canary
+from orchestrator.behaviour.gate import load_rules
 from orchestrator.behaviour.registry import Registry
 from orchestrator.database import Database, Json, _statements, statement
 from orchestrator.errors import OrchestratorError, UnknownNameError
+from orchestrator.evaluation.evidence import read_asked, read_history, read_traffic
+from orchestrator.evaluation.items import Change, Gold, Item, ItemSet
+from orchestrator.evaluation.items import Outcome as Asked
+from orchestrator.evaluation.runs import Run, Runs
 from orchestrator.feedback import VERDICTS, give_feedback, latest_feedback, list_feedback, passages_of
 from orchestrator.knowledge.ingest import ingest_documents
 from orchestrator.knowledge.jobs import Jobs
@@ -30,7 +38,7 @@ from orchestrator.ledger import Ledger, intent_record, list_answers, show_answer
 from orchestrator.settings import Settings
 from orchestrator.tenants import Keys, add_tenant, create_key, list_keys, revoke_key
 from orchestrator.testing import HashEmbedder, passage
-from orchestrator.types import Citation, Document, Plan, Query, SearchRequest
+from orchestrator.types import Citation, Document, Plan, Query, SearchRequest, Usage
 
 CANARY = "canaryofbzzz"
 SHARED_TABLES = {"contracts", "prompts", "schema_migrations"}
@@ -49,6 +57,10 @@ class Theirs:
     job_id: str
     key_id: str
     adapter: str
+    canary_id: int
+    run_id: str
+    set_id: int
+    set_sha256: str
 
 
 @pytest_asyncio.fixture
@@ -76,9 +88,64 @@ async def theirs(database: Database, tmp_path: Path) -> Theirs:
     async with b.transaction() as connection:
         row = {"tenant": "b", "digest": "ab" * 32, "rank": 8, "manifest": Json({"m": CANARY}), **values}
         await connection.execute(statement("insert-adapter"), row)
+        rules = Json(asdict(load_rules().canary))
+        trial = {
+            "tenant": "b",
+            "name": "adapter-of-b",
+            "digest": "ab" * 32,
+            "against": CANARY,
+            "share": 0.5,
+            "rules": rules,
+        }
+        canary = await (await connection.execute(statement("insert-canary"), trial)).fetchone()
+        await note(
+            connection,
+            tenant="b",
+            actor=CANARY,
+            action="note",
+            name="adapter-of-b",
+            digest="ab" * 32,
+            config="",
+            details={},
+        )
     (document,) = await b.fetch("select d.id::text as id from documents d join collections c on c.id = d.collection_id "
                                 "where c.name = 'only-b'")  # fmt: skip
-    return Theirs(document.id, "handbook", "only-b", query.id, job.id, key.id, "adapter-of-b")
+    run = await evaluated(database, "b", CANARY, "only-b")
+    return Theirs(
+        document.id,
+        "handbook",
+        "only-b",
+        query.id,
+        job.id,
+        key.id,
+        "adapter-of-b",
+        canary.id,
+        run.info.id,
+        run.info.set_id,
+        run.info.sha256,
+    )
+
+
+class Saying:
+    """Answers every question with the same word, in tokens enough for a thousand."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    async def ask(self, item: Item, change: Change = Change()) -> Asked:  # noqa: B008
+        return Asked(item.id, self.word, passages=(passage(1, "x"),), usage=Usage(1234, 56))
+
+    async def search(self, item: Item, change: Change = Change()) -> Any:  # noqa: B008
+        return ()
+
+
+async def evaluated(database: Database, tenant: str, word: str, collection: str) -> Run:
+    """A run over one question, on the collection as it is."""
+    runs = Runs(database, tenant)
+    wanted = ItemSet(f"set of {word}", (Item("q", f"what is {word}?", (word,), gold=(Gold("handbook"),)),))
+    return await runs.run(
+        await runs.freeze(wanted, collection), Saying(word), {"of": word}, name=f"evaluation of {tenant}"
+    )
 
 
 # what a stranger tries
@@ -88,6 +155,7 @@ def tries(database: Database, theirs: Theirs) -> Iterator[tuple[str, Callable[[]
     """Everything that a may ask for with b's names in it."""
     store, jobs = PgStore(database, "a"), Jobs(database, "a")
     registry = Registry(database, Settings(tenant="a"))
+    runs = Runs(database, "a")
     name, document = theirs.collection, theirs.external_id
     spans = [replace(passage(1, "x"), document_id=theirs.document_id, version=1, span=(0, 1000))]
     shown = {"document_id": theirs.document_id, "version": 1, "chunk_id": 1, "span": [0, 1000]}
@@ -120,7 +188,19 @@ def tries(database: Database, theirs: Theirs) -> Iterator[tuple[str, Callable[[]
     yield "verify", lambda: verify_ledger(database, "a")
     yield "adapters", registry.list
     yield "adapter", lambda: registry.find(theirs.adapter)
+    yield "canaries", lambda: list_canaries(database, "a")
+    yield "canary", lambda: read_canary(database, "a", theirs.canary_id)
+    yield "audit", lambda: read_audit(database, "a")
     yield "keys", lambda: list_keys(database, "a")
+    yield "runs", runs.latest
+    yield "run", lambda: runs.show(theirs.run_id)
+    yield "run by name", lambda: runs.show("evaluation of b")
+    yield "results", lambda: database.of("a").fetch(statement("results-of-run"), run_id=theirs.run_id)
+    yield "set", lambda: runs.read_set(theirs.set_id)
+    yield "asked", lambda: asked_tokens(database, theirs)
+    yield "traffic", lambda: seen_traffic(database)
+    yield "history of documents", lambda: seen_history(database, name)
+    yield "remove run", lambda: runs.remove(theirs.run_id)
     yield "promote", lambda: registry.promote(theirs.adapter, override="test")
     yield "retire adapter", lambda: registry.retire(theirs.adapter)
     yield "revoke", lambda: revoke_key(database, "a", theirs.key_id)
@@ -132,6 +212,24 @@ def tries(database: Database, theirs: Theirs) -> Iterator[tuple[str, Callable[[]
     yield "retire", lambda: store.retire(name, document)
     yield "delete", lambda: store.delete(name, document)
     yield "erase", lambda: store.erase(name, document)
+
+
+async def asked_tokens(database: Database, theirs: Theirs) -> str:
+    """The canary when b's evaluation is counted as a's."""
+    found = await read_asked(database, "a", theirs.set_sha256, theirs.collection)
+    return CANARY if found.sample else ""
+
+
+async def seen_traffic(database: Database) -> str:
+    """The canary when b's answers are counted as a's."""
+    found = await read_traffic(database, "a", datetime.now(UTC))
+    return CANARY if found.by_day or found.sample else ""
+
+
+async def seen_history(database: Database, collection: str) -> str:
+    """The canary when b's documents, or their changes, are counted as a's."""
+    found = await read_history(database, "a", collection, datetime.now(UTC))
+    return CANARY if found.documents or found.changes else ""
 
 
 async def find(store: PgStore, text: str, collection: str, **options: Any) -> Any:
@@ -324,10 +422,11 @@ async def test_without_both_walls_the_same_tries_get_everything(
             found = await harm(database, theirs, log, one_by_one=True)
 
     reading = {"collections", "documents", "history", "text", "diff", "version", "spans", "changes", "job", "jobs", "answer",
-               "answers", "feedback", "latest feedback", "passages", "adapters", "adapter", "keys"}  # fmt: skip
+               "answers", "feedback", "latest feedback", "passages", "adapters", "adapter", "keys", "runs", "run", "run by name",
+               "results", "set", "asked", "traffic", "history of documents"}  # fmt: skip
     # Feedback has a third wall: its foreign key names tenant and answer.
     assert "give feedback" not in found
-    writing = {"promote", "revoke", "cancel", "take", "learn", "erase"}
+    writing = {"promote", "revoke", "cancel", "take", "learn", "erase", "remove run"}
     assert reading | writing <= found
 
 
@@ -371,6 +470,9 @@ async def test_a_superuser_can_see_what_the_probes_look_for(
         "adapters",
         "jobs",
         "api_keys",
+        "eval_sets",
+        "eval_runs",
+        "eval_results",
     }
 
 

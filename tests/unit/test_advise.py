@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.evaluation.advise import Advice, advise
 from orchestrator.evaluation.causes import Cause, Diagnosis, draw_bars, draw_ceilings, share_of
-from orchestrator.evaluation.costs import Option, load_costs
+from orchestrator.evaluation.costs import CostSheet, Option, Prices, Range, load_costs
 from orchestrator.evaluation.evidence import Evidence, Given, History, Known, Traffic, gather, poisson
 from orchestrator.evaluation.money import break_even
 
@@ -66,6 +67,7 @@ def test_a_bank_with_quarterly_changes_builds_retrieval_and_does_not_fine_tune()
     assert found.choice("adapter").excluded == "cannot show where an answer came from"
     assert "3,000,000 tokens, 100,000 fit" in found.choice("long context").excluded
     assert found.choice("full fine-tuning").estimate.total.likely > 140_000
+    says(found, "full fine-tuning, $223,264")
     assert (found.choice("retrieval").accuracy.low, found.choice("retrieval").accuracy.high) == (0.85, 0.90)
     assert [(each.answer, each.known.source) for each in found.questions] == [("yes", "measured"), ("yes", "given")]
 
@@ -103,6 +105,29 @@ def test_without_sources_and_documents_in_the_prompt_a_bank_still_needs_them() -
     assert found.choice("adapter").excluded == ""
 
 
+def test_the_figures_of_the_page_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "advise.md").read_text("utf-8")
+    lines = {line.split("|")[1].split(":")[0].strip(): line for line in page.splitlines() if line.startswith("| ")}
+    full = advise(BANK, SHEET).choice("full fine-tuning").estimate
+
+    for name, evidence, flips in (
+        ("a bank", BANK, ("both",)), ("ticket triage", TRIAGE, ("larger model",)), ("a club", CLUB, ("retrieval",)),
+    ):  # fmt: skip
+        found = advise(evidence, SHEET)
+        bills = [found.choice(each).estimate.total.likely for each in (found.option, found.rival) if each]
+        at = [
+            each.at[0]
+            for each in found.break_evens
+            if each.at and each.second in flips and each.by == "queries_per_day"
+        ]
+        for figure in (*(f"${usd:,.0f}" for usd in bills), *(f"{value:,.0f}" for value in at)):
+            assert figure in lines[name], (figure, lines[name])
+        assert len(at) == 1
+    assert f"${full.total.likely:,.0f} in the first year" in page
+    for part in (f"{BANK.workload.queries_per_day:,.0f} questions a day", "385"):
+        assert part in page
+
+
 # Break-evens: the verdict flips where the two cost the same
 
 
@@ -127,6 +152,42 @@ def test_the_verdict_flips_at_the_break_even_in_queries_per_day(factor: float, s
     assert (
         advise(moved(evidence, queries_per_day=at * factor), SHEET).option != below
     )  # far above, a third may be cheapest
+
+
+@pytest.mark.parametrize(
+    ("evidence", "below", "above"),
+    [(TRIAGE, "larger model", "adapter"), (CLUB, "long context", "retrieval"), (BANK, "retrieval", "both")],
+    ids=["triage", "club", "bank"],
+)
+def test_one_percent_beside_the_break_even_the_verdict_is_the_one_and_the_other(
+    evidence: Evidence, below: Option, above: Option
+) -> None:
+    shown = [each for each in advise(evidence, SHEET).break_evens if {each.first, each.second} == {below, above}]
+    at = flip(evidence, below, above)
+    under, over = (advise(moved(evidence, queries_per_day=at * factor), SHEET) for factor in (0.99, 1.01))
+
+    assert (under.option, over.option) == (below, above)
+    for found, option, rival in ((under, below, above), (over, above, below)):
+        bills = [found.choice(each).estimate.total.likely for each in (option, rival)]
+        assert bills[0] < bills[1] < bills[0] * 1.01  # near the break-even both cost nearly the same
+        assert found.verdict.count("$") >= 2
+    assert shown[0].at[0] == pytest.approx(at)  # and it is printed
+
+
+def test_one_percent_beside_the_break_even_in_changes_a_month_the_verdict_is_the_one_and_the_other() -> None:
+    # Somebody whose adapter keeps facts as well as retrieval finds them: then it is the changes that decide.
+    table = {**SHEET.accuracy_documents, "adapter": Range(0.85, 0.88, 0.9)}
+    sheet = replace(SHEET, accuracy_documents=table)
+    still = moved(BANK, needs_source=0.0, changes_per_month=0.0)
+    found = break_even("adapter", "retrieval", still.workload, sheet.likely, 12, "changes_per_month")
+    at = found.at[0]
+
+    verdicts = [advise(moved(still, changes_per_month=at * factor), sheet) for factor in (0.0, 0.99, 1.01, 5)]
+
+    assert (found.cheaper, 0.5 < at < 2) == (("adapter", "retrieval"), True)
+    assert [each.option for each in verdicts] == ["adapter", "adapter", "retrieval", "retrieval"]
+    shown = [each for each in verdicts[1].break_evens if each.by == "changes_per_month" and each.second == "retrieval"]
+    assert shown[0].at[0] == pytest.approx(at)
 
 
 def test_a_corpus_that_no_longer_fits_needs_retrieval() -> None:
@@ -316,6 +377,180 @@ def test_ranges_that_were_measured_move_the_result() -> None:
     found = advise(gather(traffic, BANK_PAPERS), SHEET)
 
     assert "queries_per_day" in {swing.name for swing in found.swings}
+
+
+# Evidence that is too thin
+
+
+def test_nothing_known_is_no_advice_but_what_to_find_out_first() -> None:
+    found = advise(gather(Traffic(), History()), SHEET)
+
+    assert found.verdict.startswith("Evidence is too thin to advise: nobody has measured or said how many questions")
+    says(found, "(--queries-per-day N)", "(--changes-per-month N) and whether", "(--needs-source yes)")
+    says(
+        found, "no answer was judged: 385 questions with known answers would tell", "On assumptions alone: Do not fine"
+    )
+    assert found.gap is not None
+    assert (found.gap.more_questions, len(found.gap.missing)) == (385, 3)
+    assert [line.split(" --")[0] for line in found.commands] == [
+        "orchestrator eval init SET", "orchestrator diagnose SET", "orchestrator advise",
+    ]  # fmt: skip
+    assert found.commands[-1].endswith("--queries-per-day N --changes-per-month N --needs-source yes")
+
+
+@pytest.mark.parametrize("missing", ["queries_per_day", "changes_per_month", "needs_source"])
+def test_one_thing_unknown_is_enough_to_say_so(missing: str) -> None:
+    told = {"queries_per_day": 2000.0, "changes_per_month": 0.3, "needs_source": True}
+    papers = replace(BANK_PAPERS, months=0.5, changes=0)  # too young a history to say how often it changes
+
+    found = advise(gather(Traffic(), papers, Given(**{**told, missing: None})), SHEET)  # type: ignore[arg-type]
+
+    assert found.gap is not None
+    assert found.gap.missing == (missing,)
+    assert found.verdict.startswith("Evidence is too thin to advise: nobody has measured or said")
+    assert advise(gather(Traffic(), papers, Given(**told)), SHEET).gap is None  # type: ignore[arg-type]
+
+
+def test_a_system_that_runs_is_judged_before_it_is_rebuilt() -> None:
+    traffic = Traffic((2000,) * 30, 1000, cited=900, retrieved=950, prompt_tokens=1500, passage_tokens=1200)
+
+    found = advise(gather(traffic, BANK_PAPERS), SHEET)
+
+    assert found.verdict.startswith(
+        "Evidence is too thin to advise: no answer of the system that runs was judged: ask it"
+    )
+    says(found, "385 questions", "On assumptions alone: Do not fine-tune yet")
+
+
+def test_a_handful_of_right_answers_is_no_reason_to_leave_it() -> None:
+    few, many = advise(RUNNING, SHEET, diagnosis(5)), advise(RUNNING, SHEET, diagnosis(74))
+
+    says(few, "Evidence is too thin to leave it: 100% (57% to 100%) of 5 questions", "up to 43 points", "about 69 more")
+    says(many, "Leave it as it is", "nothing failed")
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 60), st.integers(0, 1))
+def test_with_as_many_more_right_answers_it_is_left(n: int, failed: int) -> None:
+    found = advise(RUNNING, SHEET, diagnosis(n, not_retrieved=failed))
+    assume(found.gap is not None)
+    assert found.gap is not None
+
+    assert advise(RUNNING, SHEET, diagnosis(n + found.gap.more_questions, not_retrieved=failed)).gap is None
+
+
+def test_an_input_on_which_the_choice_turns_is_asked_for_even_with_a_diagnosis() -> None:
+    asked = Traffic((), 400, cited=400, prompt_tokens=400, completion_tokens=60)
+    failing = diagnosis(2000, beyond_the_model=800, contract_broken=790)
+    unknown = gather(Traffic(), History(), Given(changes_per_month=0, needs_source=False), asked)
+    told = gather(Traffic(), History(), Given(5_000_000, 0, False), asked)
+    wide = replace(
+        unknown, known=tuple(replace(each, range=Range(100, 1000, 5e6)) if each.flag == "--queries-per-day" else each
+                             for each in unknown.known),
+    )  # fmt: skip
+
+    found = advise(wide, SHEET, failing)
+
+    says(found, "Evidence is too thin to advise: nobody has measured or said how many questions come in a day")
+    says(found, "on that it turns whether an adapter or a larger model is the choice")
+    assert found.commands[0] == "orchestrator advise --diagnosis FILE --queries-per-day N"
+    assert advise(told, SHEET, failing).gap is None
+
+
+def test_an_input_on_which_nothing_turns_need_not_be_known() -> None:
+    unknown = gather(Traffic(), BANK_PAPERS, Given(needs_source=True))
+
+    found = advise(served(unknown, "retrieval"), SHEET, diagnosis(400, not_retrieved=36, contract_broken=4))
+
+    assert found.gap is None
+    says(found, "work on retrieval")
+
+
+def test_a_diagnosed_system_stands_though_nobody_used_it_yet() -> None:
+    # Without it, a prompt alone would be said to have the accuracy that was measured with retrieval.
+    found = advise(gather(Traffic(), BANK_PAPERS, Given(2000, 1, False)), SHEET, diagnosis(400, not_retrieved=40))
+
+    assert found.workload.built == ("retrieval",)
+    assert found.choice("prompt only").source == "assumed"
+    says(found, "Do not fine-tune yet, work on retrieval")
+
+
+def test_what_stands_is_read_from_the_evaluation_where_there_is_no_traffic() -> None:
+    asked = Traffic(
+        (), 200, cited=150, retrieved=180, adapted=200, prompt_tokens=1300, passage_tokens=900, completion_tokens=40
+    )
+
+    evidence = gather(Traffic(), BANK_PAPERS, Given(2000, 1, True), asked)
+    busy = gather(Traffic((50,), 100, retrieved=100, prompt_tokens=700), BANK_PAPERS, Given(2000, 1, True), asked)
+
+    assert evidence.workload.built == ("retrieval", "adapter")
+    assert (evidence.workload.prompt_tokens, evidence.workload.passage_tokens) == (400, 1000)
+    assert evidence.of("prompt_tokens").note == "mean of the latest 200 answers of an evaluation"
+    assert (busy.workload.built, busy.workload.prompt_tokens) == (("retrieval",), 700)
+    assert (
+        gather(Traffic(), BANK_PAPERS, Given(), asked).of("needs_source").source == "assumed"
+    )  # what tests cite is no need
+
+
+# Properties
+
+
+def scaled(sheet: CostSheet, factor: float) -> CostSheet:
+    """The same sheet in another currency."""
+
+    def times(prices: Prices) -> Prices:
+        money = {field.name: getattr(prices, field.name) * factor for field in fields(Prices) if "_usd" in field.name}
+        return replace(prices, **money)
+
+    return replace(sheet, low=times(sheet.low), likely=times(sheet.likely), high=times(sheet.high))
+
+
+situations = st.fixed_dictionaries(
+    {
+        "queries_per_day": st.floats(10, 1e7), "changes_per_month": st.floats(0, 20), "needs_source": st.sampled_from([0.0, 1.0]),
+        "documents": st.integers(1, 5000), "corpus_tokens": st.floats(1e3, 1e7),
+        "built": st.sampled_from([(), ("retrieval",), ("adapter",), ("retrieval", "adapter")]),
+    }
+)  # fmt: skip
+failures = st.none() | st.fixed_dictionaries(
+    {name: st.integers(0, 60) for name in ("not_retrieved", "contract_broken", "beyond_the_model", "bad_label")}
+)
+
+
+@settings(max_examples=40)
+@given(situations, failures, st.sampled_from([0.01, 0.92, 7.0, 150.0]))
+def test_the_verdict_does_not_depend_on_the_currency(
+    work: dict[str, float], failed: dict[str, int] | None, factor: float
+) -> None:
+    found = diagnosis(400, **failed) if failed is not None else None
+    ours, theirs = (advise(moved(BANK, **work), sheet, found) for sheet in (SHEET, scaled(SHEET, factor)))
+
+    assert (ours.option, ours.rival, ours.commands) == (theirs.option, theirs.rival, theirs.commands)
+    assert [each.excluded == "" for each in ours.choices] == [each.excluded == "" for each in theirs.choices]
+    assert [each.cheaper for each in ours.break_evens] == [each.cheaper for each in theirs.break_evens]
+    for one, other in zip(ours.break_evens, theirs.break_evens, strict=True):
+        assert other.at == pytest.approx(one.at, rel=1e-6)
+    assert [each.size for each in theirs.swings] == pytest.approx([each.size * factor for each in ours.swings])
+
+
+@settings(max_examples=60)
+@given(situations, failures)
+def test_nothing_is_advised_that_another_beats_in_accuracy_and_in_cost(
+    work: dict[str, float], failed: dict[str, int] | None
+) -> None:
+    found = advise(moved(BANK, **work), SHEET, diagnosis(400, **failed) if failed is not None else None)
+    chosen = found.choice(found.option)
+
+    assert not chosen.excluded
+    better = [
+        each.option
+        for each in found.choices
+        if not each.excluded
+        and each.source == chosen.source
+        and each.accuracy.likely >= chosen.accuracy.likely
+        and each.estimate.total.likely < chosen.estimate.total.likely
+    ]
+    assert better == []
 
 
 def test_poisson_intervals_are_those_of_the_tables() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.behaviour.canary import Trial
-from orchestrator.errors import EngineUnavailableError, InputError
-from orchestrator.evaluation.ask import PipelineAsker
+from orchestrator.errors import EngineUnavailableError, InputError, StreamBrokenError
+from orchestrator.evaluation.ask import Memory, PipelineAsker, Taught
 from orchestrator.evaluation.items import Change, Item
 from orchestrator.evaluation.score import score_outcome
 from orchestrator.knowledge.retrieve import Retriever
@@ -289,3 +289,119 @@ async def test_a_failed_search_is_no_answer_of_the_system():
 
 def test_the_scripts_of_this_file_keep_the_contract():
     assert json.loads(written())["answer"] == "25 days"
+
+
+async def test_what_was_sent_before_is_not_sent_again():
+    asker, engine, _ = build([written()], [written(answer="30 days")], memory=Memory())
+
+    first, again, anew, other = [
+        await asker.ask(ITEM, change)
+        for change in (Change(), Change("again"), Change("again", anew=True), Change(passages=(LEAVE,)))
+    ]
+
+    assert (first.text, again.text, again.usage) == ("25 days [1]", "25 days [1]", first.usage)
+    assert (anew.data["answer"], other.data["answer"]) == ("30 days", "30 days")
+    assert len(engine.received) == 3
+
+
+async def test_who_asks_for_what_is_being_written_waits_for_it():
+    go = asyncio.Event()
+    memory = Memory()
+    asker, engine, _ = build([go, written()], memory=memory)
+
+    asked = [asyncio.create_task(asker.ask(ITEM)) for _ in range(3)]
+    await reached(engine, 1)
+    go.set()
+
+    assert {outcome.text for outcome in await asyncio.gather(*asked)} == {"25 days [1]"}
+    assert (len(engine.received), memory.asked) == (1, 1)
+
+
+async def test_a_failure_is_not_remembered_and_who_waited_asks_for_himself():
+    go = asyncio.Event()
+    asker, engine, _ = build([go, "{", StreamBrokenError("gone")], [written()], memory=Memory())
+
+    asked = [asyncio.create_task(asker.ask(ITEM)) for _ in range(2)]
+    await reached(engine, 1)
+    go.set()
+
+    assert sorted(outcome.error for outcome in await asyncio.gather(*asked)) == ["", "stream_broken: gone"]
+    assert len(engine.received) == 2
+
+
+async def test_a_file_is_remembered_by_the_next_process_but_for_a_line_that_was_cut_off(tmp_path):
+    file = tmp_path / "memory.jsonl"
+    asker, _, _ = build(memory=Memory(file))
+    await asker.ask(ITEM)
+    file.write_text(file.read_text() + '["half')
+
+    later, engine, _ = build([written(answer="30 days")], memory=Memory(file))
+
+    assert (await later.ask(ITEM)).text == "25 days [1]"
+    assert engine.received == []
+
+
+class Learned:
+    """A stronger model."""
+
+    def __init__(self, text):
+        self.text, self.asked = text, []
+
+    async def complete(self, messages, schema):
+        self.asked.append((messages, schema))
+        return self.text
+
+
+@pytest.mark.parametrize("fence", ["{}", "```json\n{}\n```", "  {}\n"])
+async def test_a_stronger_model_behind_any_endpoint_gets_the_prompt_and_the_schema(fence):
+    teacher = Learned(fence.replace("{}", written()))
+    asker, engine, _ = build(strong=Served(Taught(teacher, "big"), "big"))
+
+    outcome = await asker.ask(ITEM, Change(engine="strong"))
+
+    assert (outcome.text, outcome.adapter, outcome.error) == ("25 days [1]", None, "")
+    ((messages, schema),) = teacher.asked
+    assert messages[0]["role"] == "system"
+    assert "25 days of leave" in messages[-1]["content"]
+    assert "answerable" in schema["properties"]
+    assert engine.received == []
+
+
+async def test_a_stronger_model_counts_generously_and_takes_no_adapter():
+    taught = Taught(Learned(""), "big")
+
+    assert await taught.count_tokens([{"role": "user", "content": "a" * 300}], "big") >= 100
+    assert (await taught.models(), await taught.is_ready()) == (["big"], True)
+    with pytest.raises(InputError, match="big takes no adapter"):
+        await taught.load_adapter("a", "b")
+
+
+async def test_a_route_as_shipped_asks_with_the_packages_prompt_contract_and_adapter():
+    asker, engine, pipeline = build([written()])
+    route = dataclasses.replace(CATALOGUE.route("grounded"), prompt="direct", contract="text_answer", adapter=None)
+    broken = dataclasses.replace(CATALOGUE, routes={**CATALOGUE.routes, "grounded": route})
+    router = dataclasses.replace(pipeline.router, catalogue=broken)
+    theirs = PipelineAsker(dataclasses.replace(pipeline, catalogue=broken, router=router))
+
+    served, shipped, healthy = [
+        await each.ask(ITEM, change)
+        for each, change in ((theirs, Change()), (theirs, Change(prompt="shipped")), (asker, Change()))
+    ]
+
+    assert served.adapter is None
+    assert (shipped.adapter, shipped.data) == (healthy.adapter, healthy.data)
+    assert engine.received[1] == engine.received[2]
+
+
+async def test_a_passage_of_no_stored_document_is_cited_and_not_looked_up():
+    class Strict(MemoryStore):
+        async def mark_changes(self, request, citations):
+            assert all(each.document_id for each in citations)
+            return await super().mark_changes(request, citations)
+
+    asker, _, _ = build(store=Strict({"default": (LEAVE,)}, 0.9))
+    item = dataclasses.replace(ITEM, as_of=datetime(2024, 6, 1, tzinfo=UTC))
+
+    outcome = await asker.ask(item, Change(passages=(dataclasses.replace(LEAVE, document_id=""),)))
+
+    assert (outcome.error, outcome.data["answer"], len(outcome.cited)) == ("", "25 days", 1)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from orchestrator.errors import InputError
 from orchestrator.evaluation.archive import MemoryArchive
 from orchestrator.evaluation.causes import CAUSES, COMMANDS, LAYER_OF, Diagnosis, draw_bars, draw_ceilings
-from orchestrator.evaluation.diagnose import Remedies, diagnose
-from orchestrator.evaluation.gold import Held, Piece
+from orchestrator.evaluation.diagnose import HOPELESS, Remedies, diagnose, remedies_of
+from orchestrator.evaluation.gold import Held, Piece, weigh
 from orchestrator.evaluation.items import Change, Fault, Gold, Item, ItemSet, Outcome
 from orchestrator.evaluation.score import score_outcome
+from orchestrator.prompts import load_catalogue
+from orchestrator.resources import folder
 from orchestrator.testing import passage
-from orchestrator.types import Passage, Usage
+from orchestrator.types import Adapter, Passage, Usage
 
 QUOTE = "Annual leave is 25 days for all staff."
 TEXT = f"The handbook.\n\n{QUOTE}\n\nIt was approved in May."
@@ -159,7 +162,7 @@ async def test_a_threshold_that_keeps_the_answer_out_is_a_false_refusal() -> Non
     asker = Scripted(reader)
     found = await find(asker)
     assert found.causes == {"q": ("false_refusal",)}
-    assert asker.changes[-1].min_sufficiency == 0
+    assert [(change.min_sufficiency, change.anew) for change in asker.changes] == [(0, False), (None, True)]
 
 
 async def test_a_threshold_that_is_right_about_what_was_found_is_not_to_blame() -> None:
@@ -236,7 +239,7 @@ async def test_a_stronger_model_that_reads_it_shows_that_the_model_is_too_weak()
 
 async def test_without_a_stronger_model_the_note_says_that_it_was_not_tested() -> None:
     found = await find(Scripted(lambda change, shown: "other-2>30 days"))
-    assert (found.causes, found.notes["q"]) == ({"q": ("beyond_the_model",)}, "not tested on a stronger model")
+    assert (found.causes, found.notes["q"]) == ({"q": ("beyond_the_model",)}, "no stronger model was asked")
 
 
 async def test_a_label_that_its_own_quote_does_not_say_is_bad_and_no_model_is_asked() -> None:
@@ -287,17 +290,58 @@ async def test_two_models_that_agree_on_other_words_of_the_passage_blame_the_lab
 
 
 async def test_what_comes_right_by_chance_accuses_nobody() -> None:
-    answers = iter(["refused", "leave>25 days"])
-    found = await find(Scripted(lambda change, shown: next(answers)))
+    answers = iter(["refused", *["leave>25 days"] * 2])
+    asker = Scripted(lambda change, shown: next(answers))
+    found = await find(asker)
     assert (found.causes, found.unsteady) == ({}, ("q",))
+    assert [(step.change, step.mended) for step in found.trails["q"]] == [("gold passage alone", True), ("again", True)]
+    assert [change.anew for change in asker.changes] == [False, True]
+
+
+async def test_what_no_change_mends_is_not_asked_again_unchanged() -> None:
+    found = await find(Scripted(lambda change, shown: "leave>30 days"))
+    assert found.causes == {"q": ("beyond_the_model",)}
+    assert [step.change for step in found.trails["q"]] == ["gold passage alone"]
+
+
+async def test_a_remedy_that_mends_nothing_is_given_up() -> None:
+    asker = Scripted(lambda change, shown: "leave>30 days")
+    items = [replace(ITEM, id=f"q{at}") for at in range(HOPELESS + 15)]
+    outcomes = {item.id: await asker.ask(item) for item in items}
+    asker.changes.clear()
+    remedies = replace(ROOM, adapters=("other",), concurrency=1)
+    found = await diagnose(
+        ItemSet("set", tuple(items)), outcomes, asker, MemoryArchive((HELD,)), score_outcome, remedies=remedies
+    )
+    assert set(found.causes.values()) == {("beyond_the_model",)}
+    tried = [change.passages is None for change in asker.changes if change.adapter == "other"]
+    assert (tried.count(False), tried.count(True)) == (HOPELESS, HOPELESS)  # gold alone, and as it was shown
+
+
+@pytest.mark.parametrize(("gold", "routes"), [(ITEM.gold, {"notes"}), ((), {"notes", "direct"})])
+async def test_what_stands_in_a_document_is_not_asked_of_a_route_that_looks_nothing_up(
+    gold: tuple[Gold, ...], routes: set[str]
+) -> None:
+    asker = Scripted(lambda change, shown: "leave>30 days")
+    remedies = replace(ROOM, routes=("grounded", "notes", "direct"), closed=("direct",))
+    await find(asker, item=replace(ITEM, route=None, gold=gold), remedies=remedies)
+    assert {change.route for change in asker.changes} - {None} == routes
 
 
 async def test_a_passage_not_found_and_then_not_read_are_two_causes() -> None:
+    def reader(change: Change, shown: tuple[Passage, ...]) -> str:
+        return reads(change, shown) if change.adapter == "trained" else "other-2>30 days"
+
+    found = await find(Scripted(reader, OTHERS), remedies=EVERYTHING)
+    assert found.causes == {"q": ("not_retrieved", "ignored_in_context")}
+    assert found.layers("q") == ("retrieval", "behaviour")
+
+
+async def test_a_passage_not_found_that_mends_it_alone_is_one_cause() -> None:
     found = await find(
         Scripted(lambda change, shown: reads(change, shown) if len(shown) == 1 else "other-2>30 days", OTHERS)
     )
-    assert found.causes == {"q": ("not_retrieved", "ignored_in_context")}
-    assert found.layers("q") == ("retrieval", "behaviour")
+    assert found.causes == {"q": ("not_retrieved",)}
 
 
 async def test_a_wrong_route_is_a_second_cause_only_when_the_rest_needs_it() -> None:
@@ -419,3 +463,56 @@ def test_every_cause_has_a_layer_and_a_command_of_ours_with_its_options() -> Non
         known = {option for each in found.params for option in each.opts}
         assert name == "orchestrator"
         assert {part for part in parts if part.startswith("-")} <= known, line
+
+
+async def test_a_context_of_the_documents_own_chunks_is_tried_before_a_second_cause_is_named() -> None:
+    about = "Days of leave: how many are there?"
+    text = f"{TEXT}\n\n{about}"
+    pieces = (WHOLE, Piece(9, (len(TEXT) + 2, len(text))))
+    held = replace(HELD, text=text, pieces=pieces)
+
+    def reader(change: Change, shown: tuple[Passage, ...]) -> str:
+        return reads(change, shown) if any(about in each.text for each in shown) else "refused"
+
+    found = await find(Scripted(reader, OTHERS), held=(held,))
+    assert found.causes == {"q": ("not_retrieved",)}
+    assert [step.change for step in found.trails["q"]] == ["gold passage first", "gold passage in its company", "again"]
+
+
+async def test_what_nothing_mends_is_put_down_to_a_document_that_was_changed() -> None:
+    item = replace(ITEM, gold=(Gold("leave"),))
+    later = replace(HELD, holds=False, sha256="s2")
+    found = await find(
+        Scripted(lambda change, shown: "leave>30 days", OTHERS), item=item, held=(later,), snapshot={"leave": "s1"}
+    )
+    assert found.causes == {"q": ("stale",)}
+    assert "changed since the set was frozen" in found.notes["q"]
+
+
+def test_without_a_quote_the_chunk_that_says_most_of_the_question_is_the_gold_one() -> None:
+    text = "Pay: 25 days.\n\nDays of leave: 25 days."
+    pieces = (Piece(1, (0, 13)), Piece(2, (15, len(text))))
+    held = Held("leave", 1, text, pieces=pieces)
+    found = weigh(replace(ITEM, gold=(Gold("leave"),)), [held])
+    assert [each.chunk_id for each in found.passages] == [2]
+    assert [each.chunk_id for each in found.document] == [2, 1]
+
+
+def test_what_there_is_to_try_follows_from_the_routes_and_the_adapters() -> None:
+    shipped = load_catalogue(folder("prompts"))
+    route = shipped.route("grounded")
+
+    def adapter(digest: str, state: str) -> Adapter:
+        return Adapter(route.adapter or "", digest * 64, Path("x"), "base", 16, route.prompt or "", "p",
+                       route.contract or "", "c", state=state)  # type: ignore[arg-type]  # fmt: skip
+
+    kept = [adapter("a", "active"), adapter("b", "candidate"), adapter("c", "retired")]
+    found = remedies_of(shipped, kept, shipped=shipped)
+    assert found.adapters == (kept[1].served_name, "")
+    assert (found.routes, found.closed) == (("grounded", "direct"), ("direct",))
+    assert (found.prompt, found.strong, found.shown) == (False, False, route.k)
+    edited = {name: replace(each, digest="mine") for name, each in shipped.prompts.items()}
+    assert remedies_of(replace(shipped, prompts=edited), kept, shipped=shipped).prompt
+    assert not remedies_of(replace(shipped, prompts=edited), kept).prompt
+    routes = {**shipped.routes, "grounded": replace(route, contract="text_answer", adapter=None)}
+    assert remedies_of(replace(shipped, routes=routes), kept, shipped=shipped).prompt

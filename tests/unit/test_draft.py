@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orchestrator.errors import EngineUnavailableError
-from orchestrator.evaluation.draft import Source, draft, pick_sources
+from orchestrator.evaluation.draft import Quota, Source, draft, pick_sources
 from orchestrator.evaluation.items import Gold
 
 TEXT = "Leave is granted by the head of the team.  Every employee has 25 days of leave in a year, and five more after ten years."
@@ -34,7 +34,7 @@ class Teacher:
 
 
 async def test_a_question_that_holds_is_kept_and_marked():
-    found = await draft([SOURCE], Teacher(), 5)
+    found = await draft([SOURCE], Teacher(), Quota(5))
 
     (item,) = found.items
     assert (item.question, item.answers, item.synthetic, item.tags) == (
@@ -61,7 +61,7 @@ async def test_a_question_that_holds_is_kept_and_marked():
     ],
 )
 async def test_a_question_that_does_not_hold_is_dropped(teacher, reason):
-    found = await draft([SOURCE], teacher, 5)
+    found = await draft([SOURCE], teacher, Quota(5))
 
     assert (found.items, found.dropped) == ((), {reason: 1})
 
@@ -70,14 +70,14 @@ async def test_no_more_is_asked_than_is_wanted():
     teacher, told = Teacher(), []
     sources = [Source(f"d{number}", "Leave", TEXT) for number in range(20)]
 
-    found = await draft(sources, teacher, 3, concurrency=1, progress=lambda *each: told.append(each))
+    found = await draft(sources, teacher, Quota(3), concurrency=1, progress=lambda *each: told.append(each))
 
     assert (len(found.items), teacher.calls, told[-1]) == (3, 6, (3, 3))
 
 
 async def test_a_model_that_is_gone_ends_it():
     with pytest.raises(EngineUnavailableError):
-        await draft([SOURCE], Teacher(EngineUnavailableError("gone")), 5)
+        await draft([SOURCE], Teacher(EngineUnavailableError("gone")), Quota(5))
 
 
 def test_each_document_has_its_turn_before_any_has_a_second():
@@ -89,3 +89,81 @@ def test_each_document_has_its_turn_before_any_has_a_second():
     assert sorted(source.external_id for source in first) == ["a", "b", "c"]
     assert pick_sources(texts, 6)[:3] == first
     assert len(pick_sources(texts, 99)) == 30
+
+
+# Questions that nothing answers
+
+
+class Writer:
+    """Writes both kinds of question; ``knows`` answers one from a text."""
+
+    def __init__(self, near="How many days of leave are there in France?", knows=lambda question, text: ""):
+        self.near, self.knows = near, knows
+        self.asked = []
+
+    async def complete(self, messages, schema):
+        shown = json.loads(messages[-1]["content"])
+        if "question" in shown:
+            self.asked.append((shown["question"], shown["text"]))
+            if shown["question"] == MADE["question"]:
+                return json.dumps({"answer": "25 days"})
+            return json.dumps({"answer": self.knows(shown["question"], shown["text"])})
+        return json.dumps(MADE if "quote" in schema["properties"] else {"question": self.near})
+
+
+async def test_a_question_that_no_text_answers_is_unanswerable_and_marked():
+    writer = Writer()
+
+    async def nearest(question):
+        assert question == writer.near
+        return ["Paris is the capital.", TEXT[:40]]  # a piece of the text itself is not asked twice
+
+    found = await draft([SOURCE], writer, Quota(1, 1), nearest=nearest)
+
+    near = next(item for item in found.items if not item.answerable)
+    assert (near.question, near.answers, near.gold) == (writer.near, (), ())
+    assert (near.synthetic, near.tags) == (True, ("synthetic", "near"))
+    assert [text for question, text in writer.asked if question == near.question] == [TEXT, "Paris is the capital."]
+    assert len(found.items) == 2
+    assert len({item.id for item in found.items}) == 2
+
+
+@pytest.mark.parametrize(
+    ("writer", "texts", "reason"),
+    [
+        (Writer(knows=lambda question, text: "25 days" if text == TEXT else ""), (), "a text answers it"),
+        (Writer(knows=lambda question, text: "30 days" if "France" in text else ""), ("30 in France.",), "a text answers it"),
+        (Writer("Who painted the Mona Lisa?"), (), "it is about something else"),
+        (Writer(" "), (), "the model did not reply as asked"),
+        (Writer(5), (), "the model did not reply as asked"),
+        (Writer(knows=lambda question, text: 5), (), "the model did not reply as asked"),
+    ],
+)  # fmt: skip
+async def test_a_question_that_some_text_answers_is_not_unanswerable(writer, texts, reason):
+    async def nearest(question):
+        return texts
+
+    found = await draft([SOURCE], writer, Quota(1, 1), nearest=nearest)
+
+    assert [item.answerable for item in found.items] == [True]
+    assert found.dropped == {f"unanswerable: {reason}": 1}
+
+
+async def test_a_model_that_cannot_read_a_text_does_not_say_what_it_leaves_out():
+    refusing = Teacher(again="")
+
+    found = await draft([SOURCE], refusing, Quota(1, 1))
+
+    assert (found.items, refusing.calls) == ((), 2)
+
+
+async def test_each_kind_comes_in_the_number_that_was_wanted():
+    sources = [Source(f"d{number}", "Leave", TEXT) for number in range(20)]
+    told = []
+
+    more = await draft(sources, Writer(), Quota(2, 5), concurrency=1, progress=lambda *each: told.append(each))
+    none = await draft(sources, Writer(), Quota(3), concurrency=1)
+
+    assert [sum(item.answerable is kind for item in more.items) for kind in (True, False)] == [2, 5]
+    assert told[-1] == (7, 7)
+    assert [item.answerable for item in none.items] == [True] * 3

@@ -26,8 +26,8 @@ from orchestrator.evaluation.faults import (
     swap_adapter,
     unconstrain,
 )
-from orchestrator.evaluation.gold import weigh
-from orchestrator.evaluation.items import Change
+from orchestrator.evaluation.gold import Held, Piece, weigh
+from orchestrator.evaluation.items import Change, Gold, Item, ItemSet
 from orchestrator.evaluation.score import score_outcome
 from orchestrator.evaluation.world import ADAPTER, Noise, World, own_faults
 
@@ -161,3 +161,57 @@ async def test_a_fault_leaves_what_a_change_mends() -> None:
     await planted.asker.ask(item, Change(adapter="trained", route="grounded", constrained=True))
     assert (seen[0].adapter, seen[0].route, seen[0].constrained) == ("", "direct", False)
     assert (seen[1].adapter, seen[1].route, seen[1].constrained) == ("trained", "grounded", True)
+
+
+async def test_a_fault_that_struck_another_document_is_no_cause_of_a_failure() -> None:
+    """The reader tips over when a passage beside the gold one is another, whatever the fault was meant to do."""
+
+    class Tipping(World):
+        async def ask(self, item, change=UNCHANGED):  # type: ignore[no-untyped-def]
+            outcome = await super().ask(item, change)
+            tipped = change.passages is not None and len(change.passages) > 1
+            return replace(outcome, text="something else") if tipped else outcome
+
+    world = Tipping(0, 20, SILENT)
+    planted = System(world.set(), world, world)
+    found = await confuse(planted, (delete(0.3),), score_outcome, remedies=REMEDIES)
+    (row,) = found.singles
+    answerable = sum(bool(item.gold) for item in planted.asked.items)
+    assert row.n > 0
+    assert sum(row.tipped.values()) + row.n == answerable
+    assert set(row.tipped) == {"behaviour"}
+    assert "not struck: behaviour" in describe(row)
+
+
+async def test_a_second_look_at_the_healthy_system_shows_what_chance_accuses() -> None:
+    class Moody(World):
+        async def ask(self, item, change=UNCHANGED):  # type: ignore[no-untyped-def]
+            outcome = await super().ask(item, change)
+            tips = self.calls > self.size and item.id == "q1" and change == UNCHANGED
+            return replace(outcome, text="something else") if tips else outcome
+
+    world = Moody(0, 10, SILENT)
+    found = await confuse(System(world.set(), world, world), (), score_outcome, remedies=REMEDIES, twice=world)
+    assert found.nothing is not None
+    assert (found.nothing.n, dict(found.nothing.named), found.nothing.right.value) == (1, {"nobody": 1}, 1.0)
+    assert found.again is not None
+    assert (found.healthy.causes, found.again.causes, found.again.unsteady) == ({}, {}, ("q1",))
+
+
+async def test_chosen_pairs_are_planted_and_no_others() -> None:
+    plants = (delete(), cut(), poison())
+    wanted = [frozenset({"poison", "delete"})]
+    found = await confuse(system(), plants, score_outcome, remedies=REMEDIES, pairs=wanted)
+    assert [row.planted for row in found.pairs] == ["delete + poison"]
+
+
+async def test_a_cut_leaves_no_form_of_an_answer_whole() -> None:
+    item = Item("q", "How many days?", ("within 30 days", "30 days"), gold=(Gold("d"),))
+    text = "You pay within 30\ndays. All of it."
+    held = Held("d", 1, text, pieces=(Piece(1, (0, len(text))),))
+    world = World(0, 1, SILENT)
+    planted = cut(1.0).into(System(ItemSet("s", (item,)), world, MemoryArchive((held,))))
+    (found,) = await planted.archive.versions(item)
+    assert not weigh(item, [found]).whole
+    assert [text[slice(*piece.span)] for piece in found.pieces] == ["You pay within 30\n", "days. All of it."]
+    assert len({piece.chunk_id for piece in found.pieces}) == 2

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import TrainingError
-from orchestrator.evaluation.fit_router import Wanted, choose_threshold, fit_router, measure_routes
+from orchestrator.evaluation.fit_router import Wanted, choose_caution, choose_threshold, fit_router, measure_routes
 from orchestrator.evaluation.routing import (
     Labelled,
     Tried,
     calibration,
     confusion_cost,
     judge_router,
+    nearest,
     paraphrases,
     read_labelled,
     split_rows,
 )
 from orchestrator.learnt import parse_learnt
 from orchestrator.prompts import Catalogue, Route
-from orchestrator.router import Router
+from orchestrator.router import Router, digest_routes
 
 CATALOGUE = Catalogue(
     {
@@ -81,6 +82,91 @@ def test_a_router_that_skips_more_searches_is_not_served():
     skipping = replace(FITTED, ours=replace(FITTED.ours, skipped=replace(FITTED.ours.skipped, value=0.2)))
 
     assert not skipping.may_serve
+
+
+def test_a_router_that_is_worse_than_the_rules_is_not_served():
+    worse = replace(FITTED, gain=replace(FITTED.gain, low=-0.1))
+
+    assert FITTED.may_serve
+    assert not worse.may_serve
+
+
+def test_the_file_names_the_routes_that_it_was_fitted_for():
+    learnt = parse_learnt(FITTED.raw)
+
+    assert learnt.catalogue == digest_routes(CATALOGUE)
+    assert learnt.costs[learnt.routes.index("papers")].max() >= 2
+    assert learnt.evidence["folds_skipped"] <= learnt.evidence["skipped_wanted"] == 0.01
+
+
+def test_caution_grows_until_searches_are_not_skipped():
+    names = ["papers", "say"]
+    shares = np.asarray([[0.4, 0.6], [0.2, 0.8], [0.9, 0.1], [0.1, 0.9]])
+    labels = np.asarray([0, 0, 0, 1])
+
+    careless, skipped = choose_caution(shares, labels, names, CATALOGUE, 1.0)
+    careful, none = choose_caution(shares, labels, names, CATALOGUE, 0.0)
+
+    assert ((shares @ careless).argmin(axis=1).tolist(), skipped.value) == ([1, 1, 0, 1], 2 / 3)
+    assert ((shares @ careful).argmin(axis=1).tolist(), none.value) == ([0, 0, 0, 1], 0)
+    assert careful[0, 1] > careless[0, 1]
+    assert careful[1].tolist() == careless[1].tolist()
+
+
+def test_practice_is_learnt_from_but_moves_no_threshold():
+    chance = np.random.default_rng(3)
+    practice = [
+        replace(row, text=row.text[::-1], route=ROUTES[chance.integers(3)], practice=True)
+        for row in ROWS
+        if row.route == "say"
+    ]
+    vectors = {**VECTORS, **{row.text: VECTORS[row.text[::-1]] for row in practice}}
+
+    fit, held = split_rows([*ROWS, *practice], vectors)
+    found = fit_router([*ROWS, *practice], vectors, BASE, Wanted("toy", abstain="say"))
+
+    assert not any(row.practice for row in held)
+    assert parse_learnt(found.raw).evidence["counted"] == sum(not row.practice for row in fit)
+    assert found.raw != FITTED.raw
+
+
+def test_practice_that_is_like_what_is_held_out_is_left_aside():
+    held = replace(ROWS[0], side="held")
+    alike, other = (Labelled(text, "papers", practice=True) for text in ("something alike", "something else"))
+    vectors = {**VECTORS, alike.text: VECTORS[held.text], other.text: VECTORS[ROWS[-1].text]}
+
+    fit, _ = split_rows([held, *ROWS[1:3], alike, other], vectors)
+
+    assert alike not in fit
+    assert other in fit
+
+
+def test_a_written_side_goes_before_the_hash_and_takes_paraphrases_along():
+    rows = [
+        Labelled("annual holiday", "papers", "leave", side="held"), Labelled("vacation", "papers", "leave"),
+        Labelled("Sort these", "task", side="fit"),
+    ]  # fmt: skip
+    points = dict(zip([row.text for row in rows], np.eye(3), strict=True))
+
+    assert split_rows(rows, points, 0.0) == ([rows[2]], rows[:2])
+    assert split_rows(rows, points, 1.0) == ([rows[2]], rows[:2])
+
+
+def test_paraphrases_that_are_written_to_both_sides_are_refused():
+    rows = [
+        Labelled("annual holiday", "papers", "leave", side="held"),
+        Labelled("vacation", "papers", "leave", side="fit"),
+    ]
+
+    with pytest.raises(TrainingError, match="both sides"):
+        split_rows(rows, dict(zip([row.text for row in rows], np.eye(2), strict=True)))
+
+
+def test_the_nearest_of_the_others_is_told():
+    rows = [Labelled("a", "papers"), Labelled("b", "papers"), Labelled("c", "papers")]
+    vectors = {"a": [1.0, 0.0], "b": [0.6, 0.8], "c": [0.0, 1.0]}
+
+    assert nearest(rows[:1], rows[1:], vectors) == pytest.approx([0.6])
 
 
 def test_two_routes_are_enough():
@@ -154,8 +240,8 @@ def test_the_judgement_counts_confusions_costs_and_skipped_searches():
 
     assert judged.accuracy.value == 0.5
     assert judged.confusion == {"no": {"papers": 1}, "papers": {"papers": 2}, "task": {"papers": 1}}
-    assert judged.cost_of == {"no": {"papers": 3}, "papers": {}, "task": {"papers": 2}}
-    assert judged.cost.value == judged.regret.value == 5 / 4
+    assert judged.cost_of == {"no": {"papers": 2}, "papers": {}, "task": {"papers": 2}}
+    assert judged.cost.value == judged.regret.value == 4 / 4
     assert (judged.skipped.value, judged.skipped.n) == (0, 2)
     assert [each[:3] for each in judged.wrong] == [("c", "task", "papers"), ("d", "no", "papers")]
 
@@ -193,7 +279,7 @@ def test_outcomes_label_a_message_with_its_best_route_and_measure_all(tmp_path):
 @pytest.mark.parametrize(
     "line",
     ["no json", "[]", "{}", '{"text": 1, "route": "papers"}', '{"text": " ", "route": "papers"}',
-     '{"text": "a", "outcomes": {"papers": {"quality": 2}}}', '{"text": "a"}'],
+     '{"text": "a", "outcomes": {"papers": {"quality": 2}}}', '{"text": "a"}', '{"text": "a", "route": "papers", "side": "left"}'],
 )  # fmt: skip
 def test_a_bad_row_is_named(tmp_path, line):
     data = tmp_path / "d.jsonl"

@@ -1,5 +1,6 @@
 """A model as judge: both orders, contradictions and failures count as wrong, and its agreement with people is known."""
 
+import asyncio
 import json
 import math
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 
 from orchestrator.errors import EngineUnavailableError, InputError
 from orchestrator.evaluation.items import Item, Outcome
-from orchestrator.evaluation.judge import Judge, Verdict, calibrate, judge_run, judged_scores
+from orchestrator.evaluation.judge import Judge, Verdict, calibrate, judge_run, judged_scores, refuse_unlike_people
 from orchestrator.evaluation.score import score_outcome
 from orchestrator.evaluation.summary import summarise
 
@@ -135,3 +136,53 @@ def test_what_the_judge_did_not_say_counts_against_it():
     assert (found.strict, found.unsure, found.errors) == (2, 2, 2)
     with pytest.raises(InputError, match="at least 20"):
         calibrate(dict(list(labels.items())[:19]), verdicts)
+
+
+def test_intervals_of_agreement_are_the_published_ones():
+    found = calibrate(*verdicts_of(20, 5, 10, 15))
+
+    # Wilson for 35 of 50; Cohen's (1960) own error of kappa: sqrt(.7 * .3 / 50) / (1 - .5) = .1296.
+    assert (round(found.agreement.low, 3), round(found.agreement.high, 3)) == (0.562, 0.809)
+    assert (round(found.kappa.low, 3), round(found.kappa.high, 3)) == (0.146, 0.654)
+
+
+@pytest.mark.parametrize(
+    ("counts", "least", "said"),
+    [
+        ((20, 5, 10, 15), 0.5, "Kappa is below 0.5, so its scores are not used"),
+        ((90, 0, 10, 0), 0.4, "Kappa is below 0.4"),  # says right to everything: 90 % agreement, and no judgement
+        ((9, 2, 4, 5), 0.3, "That may be chance"),  # kappa .37 of 20 labels: -.03 to .77
+    ],
+)
+def test_a_judge_unlike_people_is_refused(counts, least, said):
+    found = calibrate(*verdicts_of(*counts))
+
+    with pytest.raises(InputError, match=said) as refused:
+        refuse_unlike_people(found, least)
+    assert str(found) in refused.value.message
+
+
+def test_a_judge_like_people_is_used():
+    refuse_unlike_people(calibrate(*verdicts_of(40, 2, 3, 15)))
+    refuse_unlike_people(calibrate(*verdicts_of(20, 5, 10, 15)), 0.4)
+
+
+async def test_long_texts_are_cut_and_no_more_is_asked_at_once_than_allowed():
+    running, most = [0], [0]
+
+    class Slow(Teacher):
+        async def complete(self, messages, schema):
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            await asyncio.sleep(0)
+            running[0] -= 1
+            return await super().complete(messages, schema)
+
+    teacher = Slow(lambda shown: True)
+    items = [replace(ITEM, id=str(number), answers=("one month",)) for number in range(12)]
+    outcomes = {item.id: Outcome(item.id, "x" * 9_000) for item in items}
+
+    verdicts = await judge_run(items, outcomes, Judge(teacher, concurrency=3))
+
+    assert (len(verdicts), most[0]) == (12, 3)
+    assert {len(each["answer 1"]) for each in teacher.shown} == {4_000, 9}

@@ -15,13 +15,19 @@ from orchestrator.learnt import (
     Limits,
     Measured,
     choose_cheapest,
+    count_inputs,
+    hashed_words,
     lexical,
     load_learnt,
+    own_words,
+    pack_weights,
     parse_learnt,
     read_features,
+    start_of_text,
+    unpack_weights,
 )
 from orchestrator.prompts import Catalogue, Route
-from orchestrator.router import LEARNT_FILE, Router, find_learnt, misfit, open_router
+from orchestrator.router import LEARNT_FILE, Router, digest_routes, find_learnt, misfit, open_router
 from orchestrator.testing import HashEmbedder
 from orchestrator.types import Query
 
@@ -47,11 +53,12 @@ MEASURED = {
 
 def model_file(**changes):
     """A file whose model reads a vector of three numbers: one for each route."""
-    weights = np.hstack([np.eye(3) * 4, np.zeros((3, len(FEATURES)))])
+    weights = np.hstack([np.eye(3) * 4, np.zeros((3, count_inputs(3) - 3))])
     values = {
-        "format": 1, "space": SPACE, "dimensions": 3, "routes": ["papers", "say", "task"], "features": FEATURES,
-        "weights": weights.tolist(), "bias": [0.0, 0.0, 0.0], "temperature": 1.0, "threshold": 0.8, "precision": 0.97,
-        "abstain": "say", "measured": MEASURED, "evidence": {},
+        "format": 2, "space": SPACE, "dimensions": 3, "routes": ["papers", "say", "task"], "features": FEATURES,
+        "weights": pack_weights(weights), "bias": [0.0, 0.0, 0.0], "temperature": 1.0, "threshold": 0.8, "precision": 0.97,
+        "abstain": "say", "costs": (1 - np.eye(3)).tolist(), "catalogue": digest_routes(CATALOGUE), "measured": MEASURED,
+        "evidence": {},
     }  # fmt: skip
     return json.dumps({**values, **changes}).encode()
 
@@ -92,6 +99,15 @@ def test_a_route_that_needs_text_is_not_for_a_message_without_one():
     assert sum(plan.scores.values()) == pytest.approx(1)
 
 
+def test_of_two_likely_routes_the_one_that_is_cheaper_to_be_wrong_with_is_taken():
+    dear = parse_learnt(model_file(threshold=0.4, costs=[[0, 9, 9], [1, 0, 1], [1, 1, 0]]))
+    plan = replace(ROUTER, learnt=dear).plan(Query("a: b"), [0.5, 0.0, 0.6])
+
+    assert (plan.route, max(plan.scores, key=lambda name: plan.scores[name])) == ("papers", "task")
+    assert "costs less than to be wrong with task" in plan.reason
+    assert dear.cheapest({"papers": 0.05, "say": 0.05, "task": 0.9}) == "task"
+
+
 def test_without_a_vector_it_is_the_fallback():
     assert ROUTER.plan(Query("a: b")).route == "papers"
 
@@ -121,6 +137,60 @@ def test_features_see_what_they_are_named_after():
     assert dict(zip(FEATURES, lexical("How many?"), strict=True))["brings_text"] == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "brought"),
+    [
+        ("Any typos in this? We recieve parcels.", "We recieve parcels."),
+        ("Sort: pear, fig", ": pear, fig"),
+        ('Who is praised? "Selma did it."', '"Selma did it."'),
+        ("Count the words\nin here", "\nin here"),
+    ],
+)
+def test_a_text_that_is_brought_is_seen(text, brought):
+    assert text[start_of_text(text) :] == brought
+
+
+@pytest.mark.parametrize(
+    "text", ["How long?", "Is this allowed?", "Summarise the travel policy. I need it today.", "it's"]
+)
+def test_a_question_brings_no_text(text):
+    assert start_of_text(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ('The mail says "pay now". What do our terms say?', "The mail says  . What do our terms say?"),
+        ("Translate into Dutch: hello there", "Translate into Dutch"),
+        ("How long?", "How long?"),
+    ],
+)
+def test_own_words_are_those_outside_the_text(text, own):
+    assert own_words(text) == own
+
+
+def test_hashed_words_are_a_unit_vector_that_order_matters_to():
+    one, other = hashed_words("the dog bites the man"), hashed_words("the man bites the dog")
+
+    assert np.linalg.norm(one) == pytest.approx(1)
+    assert not np.array_equal(one, other)
+    assert not hashed_words("").any()
+
+
+def test_hashed_words_fall_into_the_same_buckets_in_every_process():
+    assert np.flatnonzero(hashed_words("notice")).tolist() == [131, 450]
+
+
+def test_there_are_as_many_inputs_as_are_counted():
+    assert len(read_features("Which? a: b", [0.1] * 7)) == count_inputs(7)
+
+
+def test_weights_survive_their_packing():
+    weights = np.asarray([[0.5, -2.0, 3.25], [1e-3, 0.0, 7.0]])
+
+    assert unpack_weights(pack_weights(weights), 2) == pytest.approx(weights, rel=1e-3)
+
+
 def test_a_long_message_is_read_at_its_beginning():
     assert lexical("x" * 4000) == lexical("x" * 4000 + "?" * 100_000)
 
@@ -128,9 +198,14 @@ def test_a_long_message_is_read_at_its_beginning():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": 1},
         {"features": ["other"]},
-        {"weights": [[1.0]]},
+        {"weights": pack_weights(np.ones((3, 2)))},
+        {"weights": "no base64"},
+        {"weights": pack_weights(np.full((3, count_inputs(3)), np.nan))},
+        {"costs": [[0.0]]},
+        {"costs": [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]},
+        {"catalogue": None, "costs": None},
         {"bias": [0.0]},
         {"bias": [0.0, 0.0, math.nan]},
         {"temperature": 0},
@@ -170,6 +245,21 @@ def test_the_file_beside_the_routes_is_found_when_it_fits(tmp_path, caplog):
     assert "left aside" in caplog.text
 
 
+def test_a_file_that_lies_there_does_not_serve_routes_that_were_changed(tmp_path):
+    (tmp_path / LEARNT_FILE).write_bytes(model_file())
+    papers = replace(CATALOGUE.routes["papers"], examples=("How long?", "Who signs?"))
+    changed = replace(CATALOGUE, routes={**CATALOGUE.routes, "papers": papers})
+
+    assert find_learnt(changed, tmp_path, None, SPACE) is None
+    assert find_learnt(changed, tmp_path, tmp_path / LEARNT_FILE, SPACE) is not None
+
+
+def test_what_does_not_decide_does_not_change_the_digest_of_the_routes():
+    papers = replace(CATALOGUE.routes["papers"], description="other", budget_tokens=9, max_tokens=7, adapter="a")
+
+    assert digest_routes(replace(CATALOGUE, routes={**CATALOGUE.routes, "papers": papers})) == digest_routes(CATALOGUE)
+
+
 def test_a_named_file_that_does_not_fit_is_an_error(tmp_path):
     (tmp_path / "m.json").write_bytes(model_file())
 
@@ -192,6 +282,44 @@ async def test_a_learnt_router_embeds_no_examples():
     router = await open_router(CATALOGUE, embedder, "c", LEARNT)
 
     assert (embedder.texts, router.learnt) == ([], LEARNT)
+
+
+# the second look
+
+NO_SAY = Route("say", action="refuse", reply="No.", patterns=(r"^\W*$",))
+WITH_NO = replace(
+    CATALOGUE,
+    routes={**CATALOGUE.routes, "papers": replace(CATALOGUE.routes["papers"], min_sufficiency=0.2), "say": NO_SAY},
+)
+REFUSING = replace(ROUTER, catalogue=WITH_NO)
+
+
+@pytest.mark.parametrize(("sufficiency", "route"), [(0.2, "papers"), (0.19, "say"), (None, "say")])
+def test_a_probable_refusal_gives_way_to_documents_that_suffice(sufficiency, route):
+    plan = REFUSING.plan(Query("a: b"), SAY)
+    look = REFUSING.second_look(Query("a: b"), plan)
+
+    assert (plan.action, look.route, look.retrieves) == ("refuse", "papers", True)
+    assert REFUSING.settle(plan, look, sufficiency).route == route
+    assert "the documents suffice" in look.reason
+
+
+@pytest.mark.parametrize(
+    ("query", "vector", "router"),
+    [
+        (Query("..."), SAY, REFUSING),
+        (Query("a: b", route="say"), SAY, REFUSING),
+        (Query("a: b", max_cost=9), SAY, REFUSING),
+        (Query("a: b"), PAPERS, REFUSING),
+        (Query("a: b"), SAY, ROUTER),
+    ],
+    ids=["a rule refuses", "a pin", "limits", "no refusal", "a question back"],
+)
+def test_nothing_else_is_looked_at_again(query, vector, router):
+    plan = router.plan(query, vector)
+
+    assert router.second_look(query, plan) is None
+    assert router.settle(plan, None, 1.0) is plan
 
 
 # limits

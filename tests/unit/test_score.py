@@ -251,6 +251,8 @@ def test_two_runs_are_compared_item_by_item():
     assert 0 < least < 0.5
     assert compare_runs(items, before, before)[0].value == 0.0
     assert compare_runs(items, {"q0": after["q0"]}, {})[0].n == 1
+    junk, _ = compare_runs(items, after, before, faults=60)
+    assert (junk.value, junk.n) == (0.2, 100)  # as the figures of the two runs differ
     with pytest.raises(InputError):
         compare_runs([NONE], after, before)
 
@@ -274,3 +276,69 @@ def test_an_interval_of_other_values_holds_their_mean():
 def test_what_can_be_detected_shrinks_with_the_root_of_n():
     assert math.isclose(detectable(400, 0.5) * 2, detectable(100, 0.5))
     assert math.isclose(detectable(100, 0.5), 0.14, abs_tol=0.001)
+
+
+def test_every_question_stands_in_its_slices():
+    items, outcomes, _ = run(4, 2)
+    items = [replace(item, route="grounded", synthetic=number > 0) for number, item in enumerate(items)]
+    outcomes["q3"] = replace(outcomes["q3"], route="direct")
+    scores = {item.id: score_outcome(item, outcomes[item.id]) for item in items}
+
+    slices = summarise(items, outcomes, scores).slices
+
+    assert {name: (found.value, found.n) for name, found in slices.items()} == {
+        "answerable": (0.5, 4), "tag:leave": (0.5, 4), "route:grounded": (0.5, 4), "served by:grounded": (pytest.approx(1 / 3), 3),
+        "served by:direct": (1.0, 1), "by people": (0.0, 1), "synthetic": (pytest.approx(2 / 3), 3),
+    }  # fmt: skip
+
+
+def test_questions_of_a_model_are_said_to_be_so():
+    items, outcomes, scores = run(4, 1)
+    mixed = [replace(item, synthetic=number > 1) for number, item in enumerate(items)]
+
+    summary = summarise(mixed, outcomes, scores)
+
+    assert summary.synthetic == 2
+    assert summary.notes == (
+        "2 of 4 questions were made by a model: 100.0% of them are right, and 50.0% of the others",
+    )
+    assert summarise([replace(item, synthetic=True) for item in items], outcomes, scores).notes == (
+        "4 of 4 questions were made by a model",
+    )
+    assert summarise(items, outcomes, scores).notes == ()
+
+
+def test_costs_are_added_up_and_unknown_where_nothing_was_priced():
+    items, outcomes, scores = run(3, 0)
+    priced = {name: replace(outcome, cost=0.5) for name, outcome in outcomes.items() if name != "q2"}
+
+    assert summarise(items, outcomes | priced, scores).cost == 1.0
+    assert summarise(items, outcomes, scores).cost is None
+
+
+def test_the_smallest_difference_that_is_seen_is_the_one_of_the_formula():
+    items, _, before = run(400, 200)
+    after = {name: score for name, score in run(400, 160)[2].items()}
+
+    difference, least = compare_runs(items, after, before)
+
+    # 40 of 400 pairs differ, all one way: spread sqrt(0.1 * 0.9) = 0.3, and (1.96 + 0.84) * 0.3 / 20.
+    assert (difference.value, round(least, 3)) == (0.1, 0.042)
+    # Independent runs at one half spread by sqrt(2 / 4): 2.8 * 0.707 / 20.
+    assert round(summarise(items, run(400, 200)[1], before).detectable, 3) == 0.099
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted", "question", "right"),
+    [
+        ("45", "45 days", "How many days after a purchase?", True),
+        ("45", "45 days", "How long after a purchase?", False),
+        ("54", "45 days", "How many days after a purchase?", False),
+        ("45", "45 working days", "How many days after a purchase?", False),
+        ("45", "45 days", "Is it 45 days or 30 days?", False),
+        ("days", "45 days", "How many days after a purchase?", False),
+    ],
+)
+def test_a_unit_that_the_question_names_may_be_left_out(said: str, accepted: str, question: str, right: bool) -> None:
+    item = Item("q", question, (accepted,))
+    assert score_outcome(item, Outcome("q", said)).correct == float(right)
