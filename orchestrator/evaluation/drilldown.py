@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.evaluation.causes import Diagnosis
+from orchestrator.evaluation.causes import MEANINGS, Diagnosis
 from orchestrator.evaluation.figures import Comparison
 from orchestrator.evaluation.items import Item, Outcome, Score
 from orchestrator.evaluation.markup import Html, shown
@@ -21,22 +21,6 @@ from orchestrator.types import Passage
 AT_ONCE = 500  # passages whose text is read by one statement
 Place = tuple[str, int, int, int, int]  # document id, version, chunk id, span
 Texts = Mapping[Place, str]
-
-CAUSE_TEXTS: Mapping[str, str] = {
-    "knowledge_missing": "the documents do not say it",
-    "stale": "only a version says it that does not hold at that time",
-    "chunked_apart": "the passage was cut apart",
-    "not_retrieved": "the search did not find the passage",
-    "ranked_out": "found, but ranked too low to be shown",
-    "ignored_in_context": "shown to the model, and not used",
-    "contract_broken": "the answer broke its form",
-    "wrong_citation": "a right answer with a wrong source",
-    "false_refusal": "refused though it can be answered",
-    "missed_refusal": "answered though it cannot be answered",
-    "routed_wrong": "sent down the wrong route",
-    "beyond_the_model": "more than this model can do",
-    "bad_label": "the question or its expected answer is at fault",
-}
 
 
 def place_of(passage: Passage) -> Place:
@@ -79,7 +63,7 @@ def write_questions(
     block = {
         "questions": rows,
         "passages": shelf.rows,
-        "causes": CAUSE_TEXTS,
+        "causes": MEANINGS,
         "commands": {bar.cause: bar.command for bar in diagnosis.bars} if diagnosis else {},
         "names": [run.info.name, before.info.name] if before else [run.info.name],
     }

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.evaluation.causes import Diagnosis
-from orchestrator.evaluation.drilldown import CAUSE_TEXTS, Place
+from orchestrator.evaluation.causes import MEANINGS, Diagnosis
+from orchestrator.evaluation.drilldown import Place
 from orchestrator.evaluation.figures import Comparison, refusals, reliability, routes
 from orchestrator.evaluation.markup import Html, element, join, table
 from orchestrator.evaluation.metrics import Difference, Interval
@@ -26,7 +26,7 @@ from orchestrator.evaluation.runs import Run, changed_documents
 from orchestrator.evaluation.summary import Summary
 
 # What is measured, and what a reader should take from it.
-MEANINGS = {
+MEASURES = {
     "correct": ("Correct", "the right answer, or the refusal of what cannot be answered"),
     "exact": ("Exact match", "word for word an accepted answer"),
     "f1": ("F1 of words", "words shared with the accepted answer"),
@@ -70,7 +70,7 @@ def top(report: Report) -> Iterator[str]:
         yield element("p", _verdict(report.comparison, report.before.info.name), class_=f"verdict {tone}", id="verdict")
     if report.diagnosis and report.diagnosis.bars:
         bar = report.diagnosis.bars[0]
-        said = f"Most common cause of failure: {CAUSE_TEXTS[bar.cause]} ({bar.n} questions, {_span(bar.share)} of all)."
+        said = f"Most common cause of failure: {MEANINGS[bar.cause]} ({bar.n} questions, {_span(bar.share)} of all)."
         yield element("p", said, class_="verdict even")
     for note in report.summary.notes:
         yield element("p", note, class_="note", role="note")
@@ -117,7 +117,7 @@ def _card(name: str, value: str, more: str) -> Html:
 def measured(report: Report) -> Iterator[tuple[str, Interval, Interval | None]]:
     """Each measure of the run, and of the earlier one."""
     now, then = (_all_measures(each) if each else {} for each in (report.summary, report.earlier))
-    for name in MEANINGS:
+    for name in MEASURES:
         if name in now:
             yield name, now[name], then.get(name)
 
@@ -132,7 +132,7 @@ def measures_table(report: Report) -> Html:
     heads += ["Before", "Difference in points", "95%", "p"] if report.comparison else []
     rows = []
     for name, now, then in measured(report):
-        label, meaning = MEANINGS[name]
+        label, meaning = MEASURES[name]
         row = [join([label, element("small", meaning)]), _strip(now), f"{now.value:.1%}", _ends(now), f"{now.n:,}"]
         if report.comparison:
             each = report.comparison.measures.get(name)  # type: ignore[call-overload]
@@ -161,7 +161,7 @@ def causes_table(found: Diagnosis | None) -> Html:
             "p", "No diagnosis was given: `orchestrator diagnose RUN --write FILE` writes one.", class_="quiet"
         )
     rows = [
-        [_picks(CAUSE_TEXTS[bar.cause], "cause", bar.cause), bar.layer, element("code", bar.command), str(bar.n),
+        [_picks(MEANINGS[bar.cause], "cause", bar.cause), bar.layer, element("code", bar.command), str(bar.n),
          _span(bar.share), _span(bar.gain)]
         for bar in found.bars
     ]  # fmt: skip
@@ -245,7 +245,7 @@ def draw_plots(report: Report) -> dict[str, Plot]:
 
 
 def _measures(report: Report) -> Plot:
-    rows: list[Row] = [(MEANINGS[name][0], now, then) for name, now, then in measured(report)]
+    rows: list[Row] = [(MEASURES[name][0], now, then) for name, now, then in measured(report)]
     title, more = ("Before and after", " Grey: the earlier run.") if report.before else ("Measures", "")
     return title, f"Bars are 95% intervals.{more}", plot_measures(rows)
 
