@@ -60,6 +60,7 @@ class Report:
 
 
 def top(report: Report) -> Iterator[str]:
+    """What stands at the head of the page, from the headline to the cards, piece by piece."""
     info, correct = report.run.info, report.summary.measures["correct"]
     yield element("p", f"Evaluation of {info.set}", class_="eyebrow")
     yield element("h1", f"{correct.value:.1%} of {report.summary.n:,} questions are answered correctly")
@@ -128,6 +129,7 @@ def _all_measures(summary: Summary) -> dict[str, Interval]:
 
 
 def measures_table(report: Report) -> Html:
+    """Every measure with its 95 % interval."""
     heads = ["Measure", "", "This run", "95%", "Questions"]
     heads += ["Before", "Difference in points", "95%", "p"] if report.comparison else []
     rows = []
@@ -143,6 +145,7 @@ def measures_table(report: Report) -> Html:
 
 
 def slices_table(report: Report) -> Html:
+    """Accuracy by tag and kind of question."""
     earlier = report.earlier.slices if report.earlier else {}
     heads = ["Questions", "", "Correct", "95%", "Questions"] + (["Before", "95%"] if report.earlier else [])
     rows = []
@@ -156,6 +159,7 @@ def slices_table(report: Report) -> Html:
 
 
 def causes_table(found: Diagnosis | None) -> Html:
+    """What the diagnosis names, with the commands that address it."""
     if found is None:
         return element(
             "p", "No diagnosis was given: `orchestrator diagnose RUN --write FILE` writes one.", class_="quiet"
@@ -175,6 +179,7 @@ def causes_table(found: Diagnosis | None) -> Html:
 
 
 def reasons_table(summary: Summary) -> Html:
+    """Why answers were judged wrong, most frequent first."""
     rows = [[reason, f"{count:,}"] for reason, count in [*summary.reasons.items(), *summary.fault_reasons.items()]]
     if not rows:
         return element("p", "Nothing was wrong.", class_="quiet")
@@ -182,6 +187,7 @@ def reasons_table(summary: Summary) -> Html:
 
 
 def provenance_tables(report: Report) -> Html:
+    """What was asked, of which documents, by which system, and what differs between the two runs."""
     runs = [report.run, *([report.before] if report.before else [])]
     facts: dict[str, list[str]] = {
         "Run": [each.info.id for each in runs],
@@ -224,6 +230,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
 
 
 def plots_block(plots: Mapping[str, Plot]) -> Html:
+    """The plots with their captions; one that there is nothing to draw for says why."""
     drawn = []
     for name, (title, about, svg) in plots.items():
         head = element("h3", title, id=f"title-{name}")
