@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,8 @@ def run(url: str, statement: str) -> list[tuple[object, ...]]:
 
 def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # a backend may have ended by itself
+            process.kill()
     children.wait_gone(processes, 20)
 
 
