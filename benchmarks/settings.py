@@ -65,10 +65,11 @@ SETTINGS = (
     Setting("learning rate doubled", {"learning_rate": 2.4e-3}, {}),
     Setting("learning rate halved", {"learning_rate": 6e-4}, {}),
     Setting("every token counts alike", {"emphasis": (), "refusals": 1.0}, {}),
-    Setting("verdict of a refusal counts as any verdict", {"refusals": 1.0}, {}),
+    Setting("verdict of a refusal counts 2.5 times", {"refusals": 2.5}, {}),
     Setting("20 % unanswerable instead of 40 %", {}, {"unanswerable": 0.2}),
     Setting("always five passages", {}, {"sizes": ((5, 1.0),)}),
     Setting("no stale, conflicting, hostile, foreign passages", {}, {}, hard=False),
+    Setting("one sequence a step in place of two", {"batch": 1}, {}),
     Setting("a quarter of the questions", {}, {}, share=0.25),
     Setting("three times the questions", {}, {}, share=3.0),
 )
@@ -119,7 +120,7 @@ async def _try(
         max_examples=round(arguments.questions * setting.share),
         threads=arguments.threads,
         recipe=replace(Recipe(seed=SEED), **setting.recipe),
-        fit=replace(questions_fit(seed=SEED), **setting.fit),
+        fit=replace(questions_fit(round(arguments.questions * setting.share), seed=SEED), **setting.fit),
         hard=Hard() if setting.hard else NOT_HARD,
     )
     if not (out / "manifest.json").exists():

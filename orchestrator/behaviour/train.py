@@ -235,7 +235,8 @@ async def _prepare_questions(request: TrainRequest, search: Search | None, contr
     verdict = await asyncio.to_thread(inspect, *rows, contract)
     refuse(verdict, request.limits)
     facts = {"guard": verdict.to_json(), "split": SPLIT_RULE}
-    return _Data(train, held_out, rows, riddles_from(train), request.fit or questions_fit(), facts)
+    fit = request.fit or questions_fit(sum(len(group.branches) for group in train), seed=request.recipe.seed)
+    return _Data(train, held_out, rows, riddles_from(train), fit, facts)
 
 
 def provenance_file(out: Path) -> Path:

@@ -114,11 +114,11 @@ async def train(
     output.emit(adapter, _told(adapter, where))
 
 
-def _fit(options: dict[str, Any], data: Path) -> Fit:
-    """What the options say; the rest as for so many rows, or as for the builder's examples."""
+def _fit(options: dict[str, Any], data: Path) -> Fit | None:
+    """What the options say; the rest as for so many rows. None: it follows from how many examples are built."""
     epochs, rank, seed = options["epochs"], options["rank"], options["seed"]
     if not is_rows(data):
-        return questions_fit(rank=rank, seed=seed)
+        return questions_fit(options["max_examples"], rank=rank, seed=seed) if rank else None
     with data.open("rb") as lines:
         rows = sum(bool(line.strip()) for line in lines)
     return choose_fit(rows, -(-rows // 4), epochs=epochs, rank=rank, seed=seed)
