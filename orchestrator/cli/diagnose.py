@@ -19,7 +19,7 @@ from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
 from orchestrator.evaluation.archive import PgArchive
 from orchestrator.evaluation.ask import Memory, PipelineAsker, Taught
-from orchestrator.evaluation.causes import MEANINGS, Diagnosis, Interval
+from orchestrator.evaluation.causes import MEANINGS, Diagnosis
 from orchestrator.evaluation.diagnose import UNTESTED, remedies_of
 from orchestrator.evaluation.diagnose import diagnose as diagnose_run
 from orchestrator.evaluation.items import Change, Item, ItemSet, Judgement, Outcome
@@ -184,23 +184,23 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
     """What to mend first, the waterfall, then a line for each cause with its questions and its command."""
     failed = len(found.causes) + len(found.unsteady)
     say = partial(console.print, markup=False)
-    say(f"{found.n} questions of {found.set}: {_span(found.accuracy)} right, {failed} failed")
+    say(f"{found.n} questions of {found.set}: {found.accuracy} right, {failed} failed")
     if worth := max(found.bars, key=lambda bar: bar.gain.value, default=None):
-        say(f"worth most: {MEANINGS[worth.cause]} ({worth.layer}), +{_span(worth.gain)} if mended; try {worth.command}")
+        say(f"worth most: {MEANINGS[worth.cause]} ({worth.layer}), +{worth.gain} if mended; try {worth.command}")
     steps = Table("made perfect", "accuracy then", "gain", "questions", "", title="from today to each layer's ceiling")
-    steps.add_row(*literal("nothing: today", _span(found.accuracy), "", "", _bar(0.0, found.accuracy.value)))
+    steps.add_row(*literal("nothing: today", str(found.accuracy), "", "", _bar(0.0, found.accuracy.value)))
     before = found.accuracy.value
     for at, step in enumerate(found.ceilings):
         bar = _bar(before, step.accuracy.value)
         named = f"{'and ' if at else ''}the {step.layer}"
-        steps.add_row(*literal(named, _span(step.accuracy), _span(step.gain), str(step.n), bar))
+        steps.add_row(*literal(named, str(step.accuracy), str(step.gain), str(step.n), bar))
         before = step.accuracy.value
     console.print(steps)
     if found.bars:
         causes = Table("layer", "cause", "that is", "questions", "share", "alone worth", "which", "what addresses it")
         for each in found.bars:
             named = ", ".join(each.items[:SHOWN]) + (f" and {each.n - SHOWN} more" if each.n > SHOWN else "")
-            shares = (str(each.n), _span(each.share), _span(each.gain))
+            shares = (str(each.n), str(each.share), str(each.gain))
             causes.add_row(*literal(each.layer, each.cause, MEANINGS[each.cause], *shares, named, each.command))
         console.print(causes)
     for note in _notes(found):
@@ -229,10 +229,6 @@ def print_trails(console: Console, found: Diagnosis, questions: Mapping[str, str
         named = ", ".join(found.causes.get(item, ())) or "nobody"
         grid.add_row(*literal(f"{item}: {questions.get(item, '')}", named, "\n".join(steps)))
     console.print(grid)
-
-
-def _span(value: Interval) -> str:
-    return f"{value.value:.1%} ({value.low:.1%} to {value.high:.1%})"
 
 
 def _bar(start: float, end: float) -> str:

@@ -21,7 +21,6 @@ from orchestrator.cli.diagnose import print_diagnosis
 from orchestrator.cli.evaluate_answers import StartsFirst
 from orchestrator.cli.output import Output, command, literal
 from orchestrator.errors import InputError
-from orchestrator.evaluation.causes import Interval
 from orchestrator.evaluation.diagnose import remedies_of
 from orchestrator.evaluation.improve import WORTH, Attempt, NextStep, Walk
 from orchestrator.evaluation.improve import improve as walk_once
@@ -229,12 +228,12 @@ def _print_prospects(console: Console, walk: Walk) -> None:
     if not walk.prospects:
         console.print("nothing is wrong that a knob could mend", markup=False)
     for name, gain in walk.prospects:
-        console.print(f"would try {name}: worth {_span(gain)} at most", markup=False)
+        console.print(f"would try {name}: worth {gain} at most", markup=False)
 
 
 def _row(each: Attempt) -> tuple[str, ...]:
     decision = each.decision
-    spans = (_span(decision.before), _span(decision.after)) if decision else ("", "")
+    spans = (str(decision.before), str(decision.after)) if decision else ("", "")
     before, after = _turned(each)
     return each.remedy, before, after, f"{each.ceiling.value:.1%}", *spans, f"{each.state}: {each.said}"
 
@@ -266,7 +265,3 @@ def _values(knobs: Knobs, names: list[str]) -> str:
 def _left(step: NextStep) -> str:
     asked = " (trains)" if step.trains else ""
     return f"{step.cause}, {step.n} questions, worth {step.gain.value:.1%} at most: {step.command}{asked}"
-
-
-def _span(value: Interval) -> str:
-    return f"{value.value:.1%} ({value.low:.1%} to {value.high:.1%})"

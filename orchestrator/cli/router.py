@@ -19,7 +19,6 @@ from orchestrator.evaluation.ask import PipelineAsker
 from orchestrator.evaluation.fit_router import Fitted, Wanted, fit_router, measure_routes
 from orchestrator.evaluation.items import Change
 from orchestrator.evaluation.labelled import answering_routes, rows_of_documents, rows_of_runs, searching_route
-from orchestrator.evaluation.metrics import Interval
 from orchestrator.evaluation.read import read_items, sample
 from orchestrator.evaluation.routing import Judged, Labelled, Vectors, judge_router, read_labelled
 from orchestrator.evaluation.runs import Run, Runs, describe_system
@@ -250,15 +249,11 @@ def _fields(judged: Judged) -> dict[str, Any]:
     return fields
 
 
-def _share(found: Interval) -> str:
-    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
-
-
 def _print_fit(console: Console, found: Fitted, out: Path) -> None:
     _print_judged(console, found.ours)
     gain = found.gain
     console.print(
-        f"without it {_share(found.before.accuracy)}; gain {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, "
+        f"without it {found.before.accuracy}; gain {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, "
         f"p = {gain.p:.4f}) on {found.held_out} held-out messages; fitted on {found.fitted}. Written: {out}",
         markup=False,
     )
@@ -272,8 +267,8 @@ def _print_judged(console: Console, judged: Judged) -> None:
         grid.add_row(*literal(label, *cells, f"{sum(judged.cost_of[label].values()):g}"))
     console.print(grid)
     lines = [
-        f"right: {_share(judged.accuracy)} of {judged.n}; where it decided {_share(judged.decided)}",
-        f"search skipped wrongly: {_share(judged.skipped)}; abstained: {_share(judged.abstained)}",
+        f"right: {judged.accuracy} of {judged.n}; where it decided {judged.decided}",
+        f"search skipped wrongly: {judged.skipped}; abstained: {judged.abstained}",
         f"cost of a message {judged.cost.value:.3f}, regret {judged.regret.value:.3f}",
     ]
     if judged.ece is not None:

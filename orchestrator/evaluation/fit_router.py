@@ -64,7 +64,7 @@ class Fitted:
 
     @property
     def may_serve(self) -> bool:
-        """True when the paired test shows a gain and no search more is skipped wrongly."""
+        """True when the paired test shows a gain and at most one search in a hundred more is skipped wrongly."""
         return self.gain.is_gain and self.ours.skipped.value <= self.before.skipped.value + 0.01
 
 

@@ -78,6 +78,10 @@ class Interval:
     high: float
     n: int = 0
 
+    def __str__(self) -> str:
+        """In per cent, as a person reads it."""
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

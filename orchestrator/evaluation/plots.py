@@ -43,7 +43,7 @@ Stage = tuple[str, Timing, Timing | None]
 
 def plot_measures(rows: Sequence[Row]) -> Html:
     """Each measure with its interval; the earlier run's beneath it, in grey."""
-    said = [f"{label}: {_span(now)}" + (f", before {_span(then)}" if then else "") for label, now, then in rows]
+    said = [f"{label}: {now}" + (f", before {then}" if then else "") for label, now, then in rows]
     with _drawing("measures", "Measures with their 95% intervals", said, 0.31 * len(rows) + 0.7) as drawing:
         axes = drawing.axes(left=1.4)
         for at, (_, now, then) in enumerate(rows):
@@ -60,7 +60,7 @@ def plot_measures(rows: Sequence[Row]) -> Html:
 
 def plot_reliability(found: Reliability) -> Html:
     """Estimated sufficiency against the share of questions whose gold was shown; on the diagonal they agree."""
-    said = [f"about {each.said:.2f}: {_span(each.found)} of {each.found.n} questions" for each in found.bins]
+    said = [f"about {each.said:.2f}: {each.found} of {each.found.n} questions" for each in found.bins]
     with _drawing("reliability", "Estimated sufficiency against gold that was shown", said, 3.9) as drawing:
         axes = drawing.axes(left=0.75, bottom=0.55)
         axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
@@ -315,7 +315,3 @@ def _percent(share: float) -> str:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f} points"
-
-
-def _span(found: Interval) -> str:
-    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"

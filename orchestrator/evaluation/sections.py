@@ -71,7 +71,7 @@ def top(report: Report) -> Iterator[str]:
         yield element("p", _verdict(report.comparison, report.before.info.name), class_=f"verdict {tone}", id="verdict")
     if report.diagnosis and report.diagnosis.bars:
         bar = report.diagnosis.bars[0]
-        said = f"Most common cause of failure: {MEANINGS[bar.cause]} ({bar.n} questions, {_span(bar.share)} of all)."
+        said = f"Most common cause of failure: {MEANINGS[bar.cause]} ({bar.n} questions, {bar.share} of all)."
         yield element("p", said, class_="verdict even")
     for note in report.summary.notes:
         yield element("p", note, class_="note", role="note")
@@ -166,13 +166,13 @@ def causes_table(found: Diagnosis | None) -> Html:
         )
     rows = [
         [_picks(MEANINGS[bar.cause], "cause", bar.cause), bar.layer, element("code", bar.command), str(bar.n),
-         _span(bar.share), _span(bar.gain)]
+         str(bar.share), str(bar.gain)]
         for bar in found.bars
     ]  # fmt: skip
     heads = ["Cause", "Layer", "What addresses it", "Questions", "Share of all", "Alone worth"]
     unsteady = f" {len(found.unsteady)} came right when asked again, and accuse nobody." if found.unsteady else ""
     said = (
-        f"Right here is {_span(found.accuracy)}: the answer and, where the set names it, the source. A question with two causes "
+        f"Right here is {found.accuracy}: the answer and, where the set names it, the source. A question with two causes "
         f"stands under both; a ceiling is an upper bound.{unsteady}"
     )
     return join([element("p", said, class_="quiet"), table("Failures by cause", heads, rows, numbers=3)])
@@ -320,10 +320,6 @@ def _strip(found: Interval) -> Html:
         f'<circle cx="{at}" cy="7" r="4"/>'
     )
     return element("svg", Html(marks), class_="strip", viewBox="-5 0 110 14", aria_hidden="true")
-
-
-def _span(found: Any) -> str:
-    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def _ends(found: Interval) -> str:
