@@ -241,6 +241,23 @@ async def test_a_second_pass_asks_the_same_questions_in_other_groups(
     assert len({group["id"] for group in groups}) == len(groups)
 
 
+@pytest.mark.parametrize(("many", "weight"), [(40, 2.5), (80, 1.0)])  # 60 examples are built
+async def test_refusals_weigh_by_how_many_examples_were_built(
+    many: int, weight: float, request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop(*_: Any) -> None:
+        raise TrainingError("prepared")
+
+    monkeypatch.setattr("orchestrator.behaviour.train._run_child", stop)
+    monkeypatch.setattr("orchestrator.behaviour.defaults.MANY", many)
+    with pytest.raises(TrainingError, match="prepared"):
+        await train(replace(request_, fit=None))
+
+    fit = json.loads((request_.job / "job.json").read_text())["fit"]
+
+    assert (fit["refusals"], fit["seed"]) == (weight, request_.recipe.seed)
+
+
 def packed_of(prompt: tuple[int, ...], target: tuple[int, ...], weights: tuple[float, ...] = ()) -> Packed:
     return pack([Rendered(prompt, target, weights)])
 
