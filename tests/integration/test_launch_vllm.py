@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -17,6 +19,7 @@ import pytest
 from orchestrator.engine import VllmEngine
 from orchestrator.launch import supervisor
 from orchestrator.launch.service import Service
+from orchestrator.launch.vllm import on_cpu
 from orchestrator.types import Completion, Generation, Message
 
 pytestmark = pytest.mark.vllm
@@ -135,3 +138,22 @@ async def test_a_killed_vllm_is_back_with_its_adapters(home: Path, engine: VllmE
     assert now.url == before.url
     assert await engine.models() == served
     assert (await answer(engine)).text
+
+
+PATIENCE = """
+import zmq
+from orchestrator.launch import vllm_server
+vllm_server._install()
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+context = zmq.Context()
+writer, reader = (SpinCondition(is_reader, context, "inproc://pings") for is_reader in (False, True))
+print(writer.busy_loop_s, reader.busy_loop_s)
+"""
+
+
+def test_a_scheduler_that_waits_does_not_take_a_core() -> None:
+    if not on_cpu():
+        pytest.skip("the installed vLLM is not the CPU build")
+    done = subprocess.run([sys.executable, "-c", PATIENCE], capture_output=True, text=True, timeout=120, check=True)
+
+    assert done.stdout.split()[-2:] == ["0", "0.001"]
